@@ -1,0 +1,1 @@
+"""Named data sets: from a folder, from a dependency that ships them, or fetched."""

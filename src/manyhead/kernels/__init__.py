@@ -1,0 +1,1 @@
+"""The ways to compute attention under a pattern, one per file."""

@@ -1,0 +1,1 @@
+"""What mixers and networks share: norms, positions, feed-forward, gates and experts."""

@@ -1,0 +1,1 @@
+"""Task vectors, masks and merged models, over safetensors files, tensor by tensor."""

@@ -1,0 +1,1 @@
+"""Stacks of mixers: transformer, pyramid, U-shape, graph, two-tower."""

@@ -1,0 +1,1 @@
+"""The flagship: daily prices in, an honest walk-forward stock-selection result out."""

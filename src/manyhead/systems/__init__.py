@@ -1,0 +1,1 @@
+"""One file per paper: builders under the paper's names, and one `SYSTEM`."""

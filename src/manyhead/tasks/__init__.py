@@ -1,0 +1,1 @@
+"""Tasks trained together: heads, losses and the balancers that join their gradients."""

@@ -1,0 +1,1 @@
+"""The one training loop: fit(), checkpoints, resume, logs and the chaos test."""

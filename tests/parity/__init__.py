@@ -1,0 +1,1 @@
+"""Parity with official implementations: one module per golden file, each with `run(arrays)`."""
