@@ -82,7 +82,9 @@ class Windows:
         """Rows before the decision row at which a window's inputs begin."""
         return self.lag + self.input_days - 1
 
-    def decision_rows(self, span: range, *, within: bool = False, labelled: bool = False) -> NDArray[np.int64]:
+    def decision_rows(
+        self, span: range, *, within: bool = False, labelled: bool = False
+    ) -> NDArray[np.int64]:
         """List the decision rows of a span.
 
         Args:
@@ -128,11 +130,10 @@ class Windows:
         return torch.where(inside[..., None], values, torch.nan)
 
     def _factors(self, inputs: Tensor) -> Tensor:
-        """Factor rows of each window; a stretch of neighbouring windows is read once."""
+        """Factor rows of each window; neighbouring windows share one reading of their stretch."""
         first, last = int(inputs.min()), int(inputs.max())
-        if last - first < 4 * inputs.numel():
-            stretch = torch.from_numpy(self.factors.rows(first, last + 1))
-            return stretch[inputs - first]
+        if last - first < inputs.numel():
+            return torch.from_numpy(self.factors.rows(first, last + 1))[inputs - first]
         return torch.stack(
             [torch.from_numpy(self.factors.rows(int(window[0]), int(window[-1]) + 1)) for window in inputs]
         )
