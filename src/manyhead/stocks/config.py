@@ -212,7 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"alignment": "official", "calendar": "counter"},
         "training": {"monitor": "mae", "loss": "official"},
         "portfolio": {"strategy": "simple_topk", "topk": 10},
-        "leaks": dict.fromkeys(Leaks.model_fields, True) ,
+        "leaks": dict.fromkeys(Leaks.model_fields, True),
     },
 }
 
