@@ -1,0 +1,16 @@
+"""Factors of daily prices: Alpha360, Alpha158, users' own, and the sources that hand them out."""
+
+from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
+from manyhead.stocks.factors.names import factor_names
+from manyhead.stocks.factors.source import Factors, FactorSource, Joined, join, store
+
+__all__ = [
+    "FactorSource",
+    "Factors",
+    "Joined",
+    "LaggedAlpha360",
+    "alpha360",
+    "factor_names",
+    "join",
+    "store",
+]

@@ -1,0 +1,33 @@
+"""Factor pre-processing: an ordered pipeline, fitted on training rows, applied row by row."""
+
+from manyhead.stocks.preprocess.daily import (
+    ClipOutliers,
+    CrossSectionZScore,
+    ExcludeOutliers,
+    FillMissing,
+    ForwardFill,
+    InfiniteToMean,
+)
+from manyhead.stocks.preprocess.neutralise import Neutralise, log_dollar_volume
+from manyhead.stocks.preprocess.pipeline import Daily, Derived, Fitted, Pipeline, Step
+from manyhead.stocks.preprocess.scalers import TrainingZScore, Winsorise
+from manyhead.stocks.preprocess.targets import learn_labels
+
+__all__ = [
+    "ClipOutliers",
+    "CrossSectionZScore",
+    "Daily",
+    "Derived",
+    "ExcludeOutliers",
+    "FillMissing",
+    "Fitted",
+    "ForwardFill",
+    "InfiniteToMean",
+    "Neutralise",
+    "Pipeline",
+    "Step",
+    "TrainingZScore",
+    "Winsorise",
+    "learn_labels",
+    "log_dollar_volume",
+]
