@@ -1,1 +1,28 @@
-"""The one training loop: fit(), checkpoints, resume, logs and the chaos test."""
+"""Training: one loop, checkpoints that survive a kill, seeds, schedules, sample orders."""
+
+from manyhead.training.checkpoint import CheckpointError, FolderInUse, load_state, save_state
+from manyhead.training.fit import Fitted, NonFiniteLoss, fit
+from manyhead.training.order import grouped, sequential, shuffled, weighted
+from manyhead.training.schedules import Schedule, each_epoch, each_step, plateau, warmup_cosine
+from manyhead.training.seeds import seed_everything, seeded
+
+__all__ = [
+    "CheckpointError",
+    "Fitted",
+    "FolderInUse",
+    "NonFiniteLoss",
+    "Schedule",
+    "each_epoch",
+    "each_step",
+    "fit",
+    "grouped",
+    "load_state",
+    "plateau",
+    "save_state",
+    "seed_everything",
+    "seeded",
+    "sequential",
+    "shuffled",
+    "warmup_cosine",
+    "weighted",
+]

@@ -1,0 +1,61 @@
+"""Balancers, one per file, and the list of them by name."""
+
+from importlib import import_module
+from typing import Any
+
+from manyhead.errors import InputError
+from manyhead.tasks.balancers.base import Balancer, Losses, Scalarisation
+from manyhead.tasks.balancers.fixed_weights import FixedWeights
+from manyhead.tasks.balancers.sum import Sum
+from manyhead.tasks.balancers.torchjd import TorchJD, aggregators
+from manyhead.tasks.balancers.uncertainty import HomoscedasticUncertainty
+
+# name -> module of this package and class; every TorchJD aggregator is known besides
+BALANCERS: dict[str, tuple[str, str]] = {
+    "sum": ("sum", "Sum"),
+    "fixed": ("fixed_weights", "FixedWeights"),
+    "uncertainty": ("uncertainty", "HomoscedasticUncertainty"),
+}
+
+
+def balancer_names() -> list[str]:
+    """Every name that `balancer_by_name` takes."""
+    return [*BALANCERS, *sorted(set(aggregators()) - set(BALANCERS))]
+
+
+def balancer_by_name(name: str, **parameters: Any) -> Balancer:
+    """Build a balancer from its name, as configuration files and the command line give it.
+
+    Args:
+        name: 'sum', 'fixed', 'uncertainty' or any TorchJD aggregator ('upgrad', 'mgda', 'pcgrad' ...);
+            case, '-' and '_' do not matter.
+        parameters: what the balancer's constructor takes.
+
+    Raises:
+        InputError: if the name is unknown (the message lists the names) or a parameter does not fit.
+    """
+    plain = name.lower().replace("_", "").replace("-", "").replace(" ", "")
+    for known, (module, kind) in BALANCERS.items():
+        if plain == known.replace("_", ""):
+            built = getattr(import_module(f"{__name__}.{module}"), kind)
+            try:
+                return built(**parameters)  # type: ignore[no-any-return]
+            except TypeError as error:
+                raise InputError(f"balancer {name!r} does not take {parameters}: {error}") from error
+    if plain not in aggregators():
+        raise InputError(f"balancer must be one of {', '.join(balancer_names())}; got {name!r}")
+    return TorchJD(plain, **parameters)
+
+
+__all__ = [
+    "BALANCERS",
+    "Balancer",
+    "FixedWeights",
+    "HomoscedasticUncertainty",
+    "Losses",
+    "Scalarisation",
+    "Sum",
+    "TorchJD",
+    "balancer_by_name",
+    "balancer_names",
+]

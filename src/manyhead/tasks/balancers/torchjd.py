@@ -1,0 +1,154 @@
+"""Any TorchJD aggregator as a balancer: one gradient a task, combined by the aggregator.
+
+TorchJD 0.18, Quinton and Rey, 'Jacobian Descent for Multi-Objective Optimization', 2024,
+arXiv 2406.16232. The aggregators themselves (UPGrad, MGDA, PCGrad, CAGrad, Nash-MTL, IMTL-G, ...) are
+TorchJD's; each cites its own paper there.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyhead.errors import InputError
+from manyhead.tasks.balancers.base import Balancer, check_losses, leaves
+
+
+def aggregators() -> dict[str, type[nn.Module]]:
+    """TorchJD's aggregators by lower-case name, such as 'upgrad' or 'alignedmtl'."""
+    from torchjd import aggregation
+
+    found: dict[str, type[nn.Module]] = {}
+    for name in aggregation.__all__:
+        value = getattr(aggregation, name)
+        if (
+            inspect.isclass(value)
+            and issubclass(value, aggregation.Aggregator)
+            and not name.endswith("Aggregator")
+        ):
+            found[name.lower()] = value
+    return found
+
+
+class TorchJD(Balancer):
+    """Combine one gradient a task with a TorchJD aggregator.
+
+    Parameters that one task alone uses receive the ordinary gradient of that task, whatever the
+    aggregator does. With a `representation` the Jacobian is taken there and passed through the heads
+    once (`mtl_backward`); else it is taken over the shared parameters.
+
+    Args:
+        aggregator: name of an aggregator, upper or lower case, or an aggregator.
+        chunk: how many tasks are differentiated at once; 1 needs the least memory and works with every
+            operation, None takes all together by `torch.vmap`.
+        parameters: what the aggregator's own constructor takes, such as `c=0.4` for CAGrad.
+
+    Raises:
+        InputError: if the name is unknown, a parameter is not accepted, or the aggregator needs a
+            package that is absent.
+    """
+
+    def __init__(self, aggregator: str | nn.Module, *, chunk: int | None = 1, **parameters: Any) -> None:
+        super().__init__()
+        if isinstance(aggregator, str):
+            known = aggregators()
+            kind = known.get(_plain(aggregator))
+            if kind is None:
+                raise InputError(f"aggregator must be one of {sorted(known)}, got {aggregator!r}")
+            try:
+                aggregator = kind(**parameters)
+            except (TypeError, ValueError, ImportError) as error:
+                raise InputError(
+                    f"{kind.__name__} cannot be built with {parameters}: {error}; it takes "
+                    f"{inspect.signature(kind)}"
+                ) from error
+        elif parameters:
+            raise InputError(
+                f"parameters {sorted(parameters)} are for a name, but an aggregator object was given"
+            )
+        # held outside the module tree: its buffers appear while training, so that an ordinary
+        # state dict could not be loaded into a fresh one; get_extra_state keeps its memory instead
+        self._held: tuple[Any] = (aggregator,)
+        self.chunk = chunk
+
+    @property
+    def aggregator(self) -> nn.Module:
+        """The TorchJD aggregator."""
+        aggregator: nn.Module = self._held[0]
+        return aggregator
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        *,
+        shared: Iterable[nn.Parameter] | None = None,
+        representation: Tensor | Sequence[Tensor] | None = None,
+        recompute: Callable[[], Mapping[str, Tensor]] | None = None,
+        backward: Callable[[Tensor], object] = torch.autograd.backward,
+    ) -> None:
+        """Aggregate the tasks' gradients; `recompute` and `backward` are not used."""
+        from torchjd import autojac
+
+        check_losses(losses)
+        values = list(losses.values())
+        if representation is not None:
+            features = [representation] if isinstance(representation, Tensor) else list(representation)
+            wanted = leaves(features) if shared is None else list(shared)
+            # values read at two places of the network (a shared head) are summed over tasks there
+            autojac.mtl_backward(values, features, shared_params=wanted, parallel_chunk_size=self.chunk)
+        else:
+            ends = [leaves(value) for value in values]
+            if shared is None:
+                uses: dict[Tensor, int] = {}
+                for end in ends:
+                    for leaf in end:
+                        uses[leaf] = uses.get(leaf, 0) + 1
+                # with one task everything belongs to it, and goes through the aggregator as well
+                wanted = [leaf for leaf, count in uses.items() if count > 1 or len(values) == 1]
+            else:
+                wanted = list(shared)
+            chosen = set(wanted)
+            own = list({leaf: None for end in ends for leaf in end if leaf not in chosen})
+            if own:
+                total = torch.stack([value.reshape(()) for value in values]).sum()
+                torch.autograd.backward(total, inputs=own, retain_graph=bool(wanted))
+            if wanted:
+                autojac.backward(values, inputs=wanted, parallel_chunk_size=self.chunk)
+        # a parameter that no loss reaches keeps no Jacobian
+        held = [parameter for parameter in wanted if getattr(parameter, "jac", None) is not None]
+        if held:
+            autojac.jac_to_grad(held, self._held[0])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the aggregator remembers between steps, as tensors, arrays and numbers."""
+        return {name: _memory(module) for name, module in self.aggregator.named_modules()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put back what `get_extra_state` gave."""
+        for name, module in self.aggregator.named_modules():
+            for key, value in state.get(name, {}).items():
+                if key in module._buffers:
+                    module._buffers[key] = None if value is None else value.clone()
+                else:
+                    setattr(module, key, value)
+            if hasattr(module, "_init_optim_problem") and vars(module).get("step", 0):
+                module._init_optim_problem()  # Nash-MTL builds its solver at its first step
+
+
+def _plain(name: str) -> str:
+    """'IMTL-G', 'imtl_g' and 'IMTLG' are one name."""
+    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+def _memory(module: nn.Module) -> dict[str, Any]:
+    """A module's buffers and the plain values among its attributes."""
+    memory: dict[str, Any] = dict(module._buffers)
+    for key, value in vars(module).items():
+        if key in ("training", "_buffers", "_parameters", "_modules") or key.startswith("_non_persistent"):
+            continue
+        if isinstance(value, (Tensor, np.ndarray, float, int, bool, tuple)):
+            memory[key] = value
+    return memory
