@@ -155,8 +155,8 @@ def dates(
 
 def _zone_warning(origin: Origin, column: str, zone: str) -> str:
     return (
-        f"timezone: {origin.name}, column {column!r} carries a time zone ({zone}); the date as written in that"
-        " zone is taken as the trading day"
+        f"timezone: {origin.name}, column {column!r} carries a time zone ({zone}); the date as written there"
+        " is taken as the trading day"
     )
 
 
@@ -187,7 +187,8 @@ def _read_texts(
         zone = zone or hit[1]["zone"] or ""
     month_first = _month_first(cells, matches, refuse)
     return [
-        _calendar_date(cell, match, month_first, refuse) for cell, (_, match) in zip(cells, matches)
+        _calendar_date(cell, match, month_first, refuse)
+        for cell, (_, match) in zip(cells, matches, strict=True)
     ], zone
 
 
@@ -204,8 +205,8 @@ def _month_first(
     """Tell 1/2/2020's order from the cells whose day is above 12."""
     if not matches or matches[0][0] != "a/b/year":
         return False
-    day_first = next((cell for cell, (_, m) in zip(cells, matches) if int(m["a"]) > 12), None)
-    month_first = next((cell for cell, (_, m) in zip(cells, matches) if int(m["b"]) > 12), None)
+    day_first = next((cell for cell, (_, m) in zip(cells, matches, strict=True) if int(m["a"]) > 12), None)
+    month_first = next((cell for cell, (_, m) in zip(cells, matches, strict=True) if int(m["b"]) > 12), None)
     if day_first is not None and month_first is not None:
         raise refuse(
             month_first, f"{day_first!r} has the day first, this one the month; one order a file is accepted"

@@ -132,3 +132,16 @@ def to_panel(rows: Rows) -> Panel:
             values[row, column] = frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
             fields[name] = values
     return Panel(dates, tuple(order.to_list()), fields, rows.warnings)
+
+
+def combine(frames: list[pl.DataFrame], warnings: list[str], name: str) -> Rows:
+    """Put the rows of several files together.
+
+    Raises:
+        InputError: if there are none, or two files give one day of a symbol different numbers.
+    """
+    if not frames:
+        raise InputError(f"{name}: there are no rows of prices in it")
+    whole = pl.concat(frames, how="diagonal").with_row_index(ROW)
+    ordered, repeated = _order(whole.sort("symbol", "date", ROW), Origin(name, "row", 0))
+    return Rows(ordered, (*warnings, *repeated))
