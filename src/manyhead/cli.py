@@ -7,6 +7,7 @@ import typer
 
 from manyhead import __version__
 from manyhead.errors import InputError
+from manyhead.merging.commands import app as merging
 
 app = typer.Typer(
     name="manyhead",
@@ -15,6 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(merging, name="merge")
 
 
 def _version(wanted: bool) -> None:
@@ -64,6 +66,16 @@ def demo_system(
     from manyhead.demonstration import run_demo
 
     run_demo(slug, seeds, budget, as_json=as_json, page=page)
+
+
+@app.command("data")
+def list_data(
+    name: Annotated[str | None, typer.Argument(help="Name of a data set; all if left out.")] = None,
+) -> None:
+    """List the data sets, their licenses, and which are on this machine."""
+    from manyhead.data.listing import print_data
+
+    print_data(name)
 
 
 def main() -> None:
