@@ -1,10 +1,11 @@
 """Training: one loop, checkpoints that survive a kill, seeds, schedules, sample orders."""
 
 from manyhead.training.checkpoint import CheckpointError, FolderInUse, load_state, save_state
-from manyhead.training.fit import Fitted, NonFiniteLoss, fit
+from manyhead.training.fit import fit
 from manyhead.training.order import grouped, sequential, shuffled, weighted
 from manyhead.training.schedules import Schedule, each_epoch, each_step, plateau, warmup_cosine
 from manyhead.training.seeds import seed_everything, seeded
+from manyhead.training.settings import Fitted, NonFiniteLoss
 
 __all__ = [
     "CheckpointError",

@@ -118,7 +118,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         total.update(name.encode())
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        total.update(content)
+        total.update(content.data)
     return total.hexdigest()
 
 

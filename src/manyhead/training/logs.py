@@ -21,20 +21,16 @@ class Logs:
     """Write the history where the user looks for it.
 
     Args:
-        folder: folder of the run.
+        folder: folder of the run; None to log nothing.
         kinds: any of 'csv' (`metrics.csv`) and 'tensorboard' (`tensorboard/`).
         history: the epochs done before, when a run is resumed.
-
-    Raises:
-        InputError: if a kind is unknown.
     """
 
-    def __init__(self, folder: Path, kinds: Iterable[str], history: Sequence[Row]) -> None:
+    def __init__(self, folder: Path | None, kinds: Iterable[str], history: Sequence[Row]) -> None:
         self.folder = folder
-        self.kinds = list(kinds)
-        check_kinds(self.kinds)
+        self.kinds = [] if folder is None else list(kinds)
         self._writer: Any = None
-        if "tensorboard" in self.kinds:
+        if folder is not None and "tensorboard" in self.kinds:
             from torch.utils.tensorboard import SummaryWriter
 
             # curves of a killed run may hold epochs that the checkpoint does not, or miss some
@@ -50,13 +46,15 @@ class Logs:
         self._table(history)
         self._curve(history[-1])
 
-    def close(self) -> None:
-        """Flush and close."""
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
     def _table(self, history: Sequence[Row]) -> None:
-        if "csv" in self.kinds:
+        if self.folder is not None and "csv" in self.kinds:
             write_text(self.folder / "metrics.csv", table(history))
 
     def _curve(self, row: Row) -> None:

@@ -40,8 +40,8 @@ def plateau(factor: float = 0.1, patience: int = 10, **options: Any) -> Schedule
     Args:
         factor: what the rate is multiplied with.
         patience: epochs without improvement before that.
-        options: others of `ReduceLROnPlateau`, such as `mode`, `threshold` and `min_lr`; `mode` is the
-            `mode` of `fit` if left out.
+        options: others of `ReduceLROnPlateau`, such as `threshold` and `min_lr`; `mode` must be that of
+            `fit`, 'min' if left out.
     """
     return Schedule(
         lambda optimizer, steps: ReduceLROnPlateau(optimizer, factor=factor, patience=patience, **options)

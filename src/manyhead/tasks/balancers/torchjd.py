@@ -6,8 +6,9 @@ TorchJD's; each cites its own paper there.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,13 +38,15 @@ class TorchJD(Balancer):
     """Combine one gradient a task with a TorchJD aggregator.
 
     Parameters that one task alone uses receive the ordinary gradient of that task, whatever the
-    aggregator does. With a `representation` the Jacobian is taken there and passed through the heads
-    once (`mtl_backward`); else it is taken over the shared parameters.
+    aggregator does. The rows that are aggregated are gradients over the shared parameters; with a
+    `representation` they are reached through it, so that every head is passed once (`mtl_backward`).
 
     Args:
         aggregator: name of an aggregator, upper or lower case, or an aggregator.
         chunk: how many tasks are differentiated at once; 1 needs the least memory and works with every
             operation, None takes all together by `torch.vmap`.
+        at: 'parameters', or 'representation' to aggregate the gradients there and pass the shared
+            network once, the upper bound of Sener and Koltun, 2018, arXiv 1810.04650, section 3.3.
         parameters: what the aggregator's own constructor takes, such as `c=0.4` for CAGrad.
 
     Raises:
@@ -51,8 +54,17 @@ class TorchJD(Balancer):
             package that is absent.
     """
 
-    def __init__(self, aggregator: str | nn.Module, *, chunk: int | None = 1, **parameters: Any) -> None:
+    def __init__(
+        self,
+        aggregator: str | nn.Module,
+        *,
+        at: Literal["parameters", "representation"] = "parameters",
+        chunk: int | None = 1,
+        **parameters: Any,
+    ) -> None:
         super().__init__()
+        if at not in ("parameters", "representation"):
+            raise InputError(f"at must be 'parameters' or 'representation', got {at!r}")
         if isinstance(aggregator, str):
             known = aggregators()
             kind = known.get(_plain(aggregator))
@@ -72,6 +84,7 @@ class TorchJD(Balancer):
         # held outside the module tree: its buffers appear while training, so that an ordinary
         # state dict could not be loaded into a fresh one; get_extra_state keeps its memory instead
         self._held: tuple[Any] = (aggregator,)
+        self.at = at
         self.chunk = chunk
 
     @property
@@ -90,34 +103,76 @@ class TorchJD(Balancer):
         backward: Callable[[Tensor], object] = torch.autograd.backward,
     ) -> None:
         """Aggregate the tasks' gradients; `recompute` and `backward` are not used."""
-        from torchjd import autojac
-
         check_losses(losses)
         values = list(losses.values())
-        if representation is not None:
-            features = [representation] if isinstance(representation, Tensor) else list(representation)
-            wanted = leaves(features) if shared is None else list(shared)
-            # values read at two places of the network (a shared head) are summed over tasks there
-            autojac.mtl_backward(values, features, shared_params=wanted, parallel_chunk_size=self.chunk)
+        if representation is None:
+            if self.at == "representation":
+                raise InputError("at='representation' needs losses that carry their representation")
+            self._over_parameters(values, shared)
+            return
+        features = [representation] if isinstance(representation, Tensor) else list(representation)
+        if self.at == "representation":
+            self._over_representation(values, features)
         else:
-            ends = [leaves(value) for value in values]
-            if shared is None:
-                uses: dict[Tensor, int] = {}
-                for end in ends:
-                    for leaf in end:
-                        uses[leaf] = uses.get(leaf, 0) + 1
-                # with one task everything belongs to it, and goes through the aggregator as well
-                wanted = [leaf for leaf, count in uses.items() if count > 1 or len(values) == 1]
-            else:
-                wanted = list(shared)
-            chosen = set(wanted)
-            own = list({leaf: None for end in ends for leaf in end if leaf not in chosen})
-            if own:
-                total = torch.stack([value.reshape(()) for value in values]).sum()
-                torch.autograd.backward(total, inputs=own, retain_graph=bool(wanted))
-            if wanted:
-                autojac.backward(values, inputs=wanted, parallel_chunk_size=self.chunk)
-        # a parameter that no loss reaches keeps no Jacobian
+            self._through_representation(values, features, shared)
+
+    def _through_representation(
+        self, values: list[Tensor], features: list[Tensor], shared: Iterable[nn.Parameter] | None
+    ) -> None:
+        """Pass the heads once, then one backward pass a task from the representation down."""
+        from torchjd import autojac
+
+        wanted = leaves(features)
+        if shared is not None:  # one that no loss reaches must keep no gradient, as with the sum
+            chosen = set(shared)
+            wanted = [leaf for leaf in wanted if leaf in chosen]
+        autojac.mtl_backward(values, features, shared_params=wanted, parallel_chunk_size=self.chunk)
+        self._aggregate(wanted)
+
+    def _over_parameters(self, values: list[Tensor], shared: Iterable[nn.Parameter] | None) -> None:
+        """One backward pass a task over the shared parameters, one pass for all the others."""
+        from torchjd import autojac
+
+        reached = [leaves(value) for value in values]
+        uses = Counter(leaf for found in reached for leaf in found)
+        if shared is None:
+            # a single task shares with nobody; its gradient still goes through the aggregator
+            wanted = [leaf for leaf, count in uses.items() if count > 1 or len(values) == 1]
+        else:
+            wanted = [parameter for parameter in shared if parameter in uses]
+        chosen = set(wanted)
+        own = [leaf for leaf in uses if leaf not in chosen]
+        if own:
+            total = torch.stack([value.reshape(()) for value in values]).sum()
+            torch.autograd.backward(total, inputs=own, retain_graph=bool(wanted))
+        if wanted:
+            autojac.backward(values, inputs=wanted, parallel_chunk_size=self.chunk)
+            self._aggregate(wanted)
+
+    def _over_representation(self, values: list[Tensor], features: list[Tensor]) -> None:
+        """Aggregate the gradients at the representation, then pass the network once."""
+        heads: dict[Tensor, None] = {}
+        for value in values:
+            heads |= dict.fromkeys(leaves(value, stop=features))
+        wanted = [*features, *heads]
+        rows, total = [], {head: torch.zeros_like(head) for head in heads}
+        for value in values:
+            found = torch.autograd.grad(value, wanted, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([gradient.flatten() for gradient in found[: len(features)]]))
+            for head, gradient in zip(heads, found[len(features) :], strict=True):
+                total[head] += gradient
+        for head, gradient in total.items():
+            head.grad = gradient if head.grad is None else head.grad + gradient
+        combined = self.aggregator(torch.stack(rows))
+        parts = torch.split(combined, [feature.numel() for feature in features])
+        torch.autograd.backward(
+            features, [part.view_as(feature) for part, feature in zip(parts, features, strict=True)]
+        )
+
+    def _aggregate(self, wanted: Iterable[Tensor]) -> None:
+        from torchjd import autojac
+
+        # a parameter that no loss reaches has no Jacobian
         held = [parameter for parameter in wanted if getattr(parameter, "jac", None) is not None]
         if held:
             autojac.jac_to_grad(held, self._held[0])
