@@ -18,7 +18,7 @@ def print_data(name: str | None = None) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "kind", "size", "here", "what"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=heading in ("name", "kind", "what"), overflow="ellipsis")
     for entry in DATASETS.values():
         by_fetching = f"no; {entry.client} fetches it" if entry.client else "no"
         table.add_row(
