@@ -78,6 +78,27 @@ def list_data(
     print_data(name)
 
 
+@app.command("chaos")
+def chaos_run(
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own run, package.module:function of (folder, resume); a small one if left out."
+        ),
+    ] = None,
+    kills: Annotated[int, typer.Option(help="SIGKILLs, half of them inside a save.")] = 200,
+    faults: Annotated[int, typer.Option(help="Places at which each disk fault is tried.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the moments and places.")] = 0,
+    folder: Annotated[str | None, typer.Option(help="Where the runs work.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Kill a training run at random moments and fault its disk; exit code 1 if anything is lost."""
+    from manyhead.training.chaos import run_chaos
+
+    if not run_chaos(run, kills=kills, faults=faults, seed=seed, folder=folder, as_json=as_json):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one message for bad input, no traceback."""
     try:

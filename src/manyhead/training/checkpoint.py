@@ -112,7 +112,7 @@ def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: unpack(value, tensors) for key, value in plain.items()}
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over the tensors' bytes, by name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -135,7 +135,7 @@ def save_state(path: str | Path, state: Any) -> None:
     plain, tensors = pack(state)
     header = {
         "manyhead": json.dumps({"format": FORMAT, "version": __version__, "state": plain}),
-        "sha256": _digest(tensors),
+        "sha256": digest(tensors),
     }
     content = memoryview(to_bytes(tensors, metadata=header))
     try:
@@ -163,7 +163,7 @@ def load_state(path: str | Path) -> Any:
             raise CheckpointError(
                 f"{path} has checkpoint format {held['format']}, this version reads {FORMAT}"
             )
-        if header["sha256"] != _digest(tensors):
+        if header["sha256"] != digest(tensors):
             raise CheckpointError(f"{path} is damaged: its tensors do not match their checksum")
         return unpack(held["state"], tensors)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
