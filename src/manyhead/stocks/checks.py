@@ -198,7 +198,7 @@ def _average_price(panel: Panel) -> list[str]:
         found.append("vwap: the prices have no vwap and no money traded; (high + low + close) / 3 stands in")
         panel.fields["vwap"] = typical
         return found
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         paid = panel["money"] / panel["volume"]
     inside = (paid >= low * 0.99) & (paid <= high * 1.01)
     panel.fields["vwap"] = np.where(inside, paid, typical)
@@ -216,7 +216,7 @@ def _jumps(panel: Panel, jumps: Jumps) -> list[str]:
     """Compare each close with the last trusted one of its symbol."""
     close = panel["close"]
     last = _last_known(close)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         ratio = close[1:] / last[:-1]
         size = np.maximum(ratio, 1 / ratio)
     moved = np.zeros(close.shape, bool)

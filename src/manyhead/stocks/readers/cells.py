@@ -146,8 +146,9 @@ def dates(
     outside = (parsed.dt.year() < YEARS[0]) | (parsed.dt.year() > YEARS[-1])
     if outside.any():
         index = first(outside)
+        cell = column.slice(index, 1).cast(pl.String)[0]  # Python's own dates end with the year 9999
         raise InputError(
-            f"{origin.at(int(rows[index]), column.name)}: got {shown(column[index])};"
+            f"{origin.at(int(rows[index]), column.name)}: got {shown(cell)};"
             f" dates from {YEARS[0]} to {YEARS[-1]} are accepted"
         )
     return parsed.alias("date"), warnings

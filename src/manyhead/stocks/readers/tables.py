@@ -95,13 +95,18 @@ def parse_csv(content: bytes, name: str) -> tuple[pl.DataFrame, Origin]:
             f"{name}, line {line}: the byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from error
     # blank lines before the header are skipped, and counted so that messages name the right line
+    if b"\n" not in content:  # line ends of old Macs
+        content = content.replace(b"\r", b"\n")
     body = content.lstrip(b"\r\n")
     skipped = content[: len(content) - len(body)].count(b"\n")
     if not body.strip():
         raise InputError(f"{name}: the file is empty")
     header_line = body.split(b"\n", 1)[0].decode().rstrip("\r")
     separator = max(",;\t|", key=header_line.count)
-    header = next(csv.reader([header_line], delimiter=separator), [])
+    try:
+        header = next(csv.reader([header_line], delimiter=separator), [])
+    except csv.Error as error:
+        raise InputError(f"{name}, line {skipped + 1}: the header cannot be read: {error}") from error
     if len(header) < 2:
         raise InputError(
             f"{name}: the header has one column, {header_line[:60]!r}; at least date, symbol and close are"
@@ -114,6 +119,8 @@ def parse_csv(content: bytes, name: str) -> tuple[pl.DataFrame, Origin]:
         table = pl.read_csv(io.BytesIO(body), infer_schema=False, separator=separator, raise_if_empty=False)
     except _TROUBLE as error:
         raise _ragged(body, separator, len(header), name, skipped, error) from error
+    if table.width != len(header):
+        raise InputError(f"{name}, line {skipped + 1}: the header cannot be read; one line is accepted")
     table.columns = [column.strip() or f"column {index + 1}" for index, column in enumerate(header)]
     return table, Origin(name, "line", skipped + 2)
 
