@@ -93,7 +93,7 @@ def chaos_run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Kill a training run at random moments and fault its disk; exit code 1 if anything is lost."""
-    from manyhead.training.chaos import run_chaos
+    from manyhead.training.disturbance import run_chaos
 
     if not run_chaos(run, kills=kills, faults=faults, seed=seed, folder=folder, as_json=as_json):
         raise typer.Exit(1)

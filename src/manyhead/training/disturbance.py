@@ -19,63 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from manyhead.errors import InputError
 from manyhead.training.checkpoint import CHECKPOINT, CheckpointError, load_state
 from manyhead.training.child import Attempt, Outcome, RunFunction
 from manyhead.training.faults import Disk, Kind
 from manyhead.training.rehearsal import rehearse
+from manyhead.training.tally import ChaosReport, Tally, print_report
 
 NOBODY = 65534
-
-
-@dataclass
-class Tally:
-    """How often one kind of trouble was made, and what went wrong."""
-
-    what: str
-    tried: int = 0
-    violations: list[str] = field(default_factory=list)
-
-    @property
-    def held(self) -> int:
-        """Times that the promise held."""
-        return self.tried - len(self.violations)
-
-
-@dataclass
-class ChaosReport:
-    """What `chaos` found.
-
-    Args:
-        tallies: one for each kind of trouble.
-        resumed: runs that were resumed to their end and compared bit for bit.
-        files: finished files that were read back after a kill or a fault.
-        seconds: time it took.
-    """
-
-    tallies: list[Tally]
-    resumed: int = 0
-    files: int = 0
-    seconds: float = 0.0
-
-    @property
-    def violations(self) -> list[str]:
-        """Everything that went wrong, in words."""
-        return [f"{tally.what}: {text}" for tally in self.tallies for text in tally.violations]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "tallies": [asdict(tally) | {"held": tally.held} for tally in self.tallies],
-            "resumed": self.resumed,
-            "files": self.files,
-            "seconds": self.seconds,
-            "violations": len(self.violations),
-        }
 
 
 def chaos(
@@ -402,43 +355,16 @@ def run_chaos(
     as_json: bool,
 ) -> bool:
     """What `manyhead chaos` does: disturb, print the counts; whether every promise held."""
-    from rich.console import Console
-
     run = None if name is None else load_run(name)
-    console = Console(stderr=True)
-    with console.status("undisturbed runs") as status:
-        report = chaos(
-            run,
-            kills=kills,
-            faults=faults,
-            seed=seed,
-            folder=folder,
-            notice=lambda what, done: status.update(f"{what}: {done}"),
-        )
+    shown = sys.stderr.isatty()
+
+    def notice(what: str, done: int) -> None:  # no bar with a thread of its own: it would be forked
+        if shown:
+            sys.stderr.write(f"\r{what}: {done}".ljust(60))
+            sys.stderr.flush()
+
+    report = chaos(run, kills=kills, faults=faults, seed=seed, folder=folder, notice=notice)
+    if shown:
+        sys.stderr.write("\r".ljust(62) + "\r")
     print_report(report, as_json=as_json)
     return not report.violations
-
-
-def print_report(report: ChaosReport, *, as_json: bool = False) -> None:
-    """Show the counts as a table or as JSON."""
-    if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="manyhead chaos")
-    table.add_column("trouble")
-    for column in ("times", "held", "violations"):
-        table.add_column(column, justify="right")
-    for tally in report.tallies:
-        bad = len(tally.violations)
-        table.add_row(tally.what, str(tally.tried), str(tally.held), f"[red]{bad}[/red]" if bad else "0")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{report.resumed} runs resumed to their end and compared bit for bit, {report.files} finished "
-        f"files read back, {report.seconds:.0f} s"
-    )
-    for text in report.violations:
-        console.print(f"[red]violation[/red] {text}")
