@@ -154,6 +154,8 @@ def _three_columns(table: Any) -> pl.DataFrame:
             chosen[name] = column
         else:
             items = np.asarray(column)
+            if items.dtype.kind == "M":
+                items = items.astype("datetime64[us]")
             chosen[name] = pl.Series(name, items.tolist() if items.dtype == object else items, strict=False)
     return pl.DataFrame(
         {
