@@ -1,5 +1,6 @@
 """Factors of daily prices: Alpha360, Alpha158, users' own, and the sources that hand them out."""
 
+from manyhead.stocks.factors.alpha158 import RollingAlpha158, alpha158
 from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
 from manyhead.stocks.factors.names import factor_names
 from manyhead.stocks.factors.source import Factors, FactorSource, Joined, join, store
@@ -9,6 +10,8 @@ __all__ = [
     "Factors",
     "Joined",
     "LaggedAlpha360",
+    "RollingAlpha158",
+    "alpha158",
     "alpha360",
     "factor_names",
     "join",
