@@ -3,6 +3,7 @@
 from manyhead.stocks.factors.alpha158 import RollingAlpha158, alpha158
 from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
 from manyhead.stocks.factors.names import factor_names
+from manyhead.stocks.factors.plugins import extra_factors, looks_ahead
 from manyhead.stocks.factors.source import Factors, FactorSource, Joined, join, store
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "RollingAlpha158",
     "alpha158",
     "alpha360",
+    "extra_factors",
     "factor_names",
     "join",
+    "looks_ahead",
     "store",
 ]

@@ -8,6 +8,7 @@ from manyhead.stocks.preprocess.daily import (
     ForwardFill,
     InfiniteToMean,
 )
+from manyhead.stocks.preprocess.inputs import InputReport, dead_inputs
 from manyhead.stocks.preprocess.neutralise import Neutralise, log_dollar_volume
 from manyhead.stocks.preprocess.pipeline import Daily, Derived, Fitted, Pipeline, Step
 from manyhead.stocks.preprocess.scalers import TrainingZScore, Winsorise
@@ -23,11 +24,13 @@ __all__ = [
     "Fitted",
     "ForwardFill",
     "InfiniteToMean",
+    "InputReport",
     "Neutralise",
     "Pipeline",
     "Step",
     "TrainingZScore",
     "Winsorise",
+    "dead_inputs",
     "learn_labels",
     "log_dollar_volume",
 ]
