@@ -5,9 +5,10 @@ arXiv 2406.16232. The aggregators themselves (UPGrad, MGDA, PCGrad, CAGrad, Nash
 TorchJD's; each cites its own paper there.
 """
 
+import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -163,11 +164,23 @@ class TorchJD(Balancer):
                 total[head] += gradient
         for head, gradient in total.items():
             head.grad = gradient if head.grad is None else head.grad + gradient
-        combined = self.aggregator(torch.stack(rows))
+        with self._explained([]):
+            combined = self.aggregator(torch.stack(rows))
         parts = torch.split(combined, [feature.numel() for feature in features])
         torch.autograd.backward(
             features, [part.view_as(feature) for part, feature in zip(parts, features, strict=True)]
         )
+
+    @contextlib.contextmanager
+    def _explained(self, held: Iterable[Tensor]) -> Iterator[None]:
+        """Name the aggregator where it refuses the tasks of a batch, and leave no Jacobian."""
+        try:
+            yield
+        except ValueError as error:
+            for parameter in held:
+                if hasattr(parameter, "jac"):
+                    del parameter.jac
+            raise InputError(f"{type(self.aggregator).__name__} cannot combine the tasks: {error}") from error
 
     def _aggregate(self, wanted: Iterable[Tensor]) -> None:
         from torchjd import autojac
@@ -175,7 +188,8 @@ class TorchJD(Balancer):
         # a parameter that no loss reaches has no Jacobian
         held = [parameter for parameter in wanted if getattr(parameter, "jac", None) is not None]
         if held:
-            autojac.jac_to_grad(held, self._held[0])
+            with self._explained(held):
+                autojac.jac_to_grad(held, self._held[0])
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the aggregator remembers between steps, as tensors, arrays and numbers."""
