@@ -326,7 +326,7 @@ def _symbols(panel: Panel) -> list[str]:
     same = np.zeros(close.shape, np.int64)
     for row in range(1, panel.days):
         same[row] = np.where(close[row] == close[row - 1], same[row - 1] + 1, 0)
-    stale = np.flatnonzero(same.max(0) >= 60)
+    stale = np.flatnonzero(same.max(0) >= 59)  # 60 equal closes are 59 repetitions
     if len(stale):
         names = ", ".join(f"{panel.symbols[i]} ({same[:, i].max() + 1} days)" for i in stale[:3])
         more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
