@@ -8,6 +8,7 @@ import typer
 from manyhead import __version__
 from manyhead.errors import InputError
 from manyhead.merging.commands import app as merging
+from manyhead.stocks.commands import app as stocks
 
 app = typer.Typer(
     name="manyhead",
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(merging, name="merge")
+app.add_typer(stocks, name="stocks")
 
 
 def _version(wanted: bool) -> None:

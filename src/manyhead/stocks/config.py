@@ -72,17 +72,17 @@ class Relations(Section):
     """The fixed node vectors of the spatial attention, from training rows only."""
 
     kind: Literal["struc2vec", "spectral", "official_order", "none"] = "struc2vec"
-    graph: Literal["nearest", "threshold"] = "nearest"
+    graph: Literal["knn", "threshold"] = "knn"
     neighbours: int = Field(10, ge=1)
     threshold: float = Field(0.5, gt=0, lt=1)
-    correlation: Literal["pearson", "spearman"] = "pearson"
+    method: Literal["pearson", "spearman"] = "pearson"
 
 
 class Model(Section):
     """Stockformer's sizes; `alignment` says which rows enter a window (see `stocks.dataset`)."""
 
-    dim: int = Field(64, ge=1)
-    layers: int = Field(2, ge=1)
+    dim: int = Field(32, ge=1)
+    layers: int = Field(1, ge=1)
     input_days: int = Field(20, ge=2)
     output_days: int = Field(2, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
@@ -109,13 +109,13 @@ class Model(Section):
 class Training(Section):
     """How Stockformer is trained; the best epoch is chosen on validation rows."""
 
-    epochs: int = Field(12, ge=1)
+    epochs: int = Field(10, ge=1)
     batch_size: int = Field(12, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     clip_norm: float = Field(0.5, gt=0)
     classification_weight: float = Field(1.0, ge=0)
     balancer: str = "fixed"
-    patience: int = Field(6, ge=0, description="epochs without a better one before stopping; 0 never stops")
+    patience: int = Field(4, ge=0, description="epochs without a better one before stopping; 0 never stops")
     monitor: Literal["mae", "ic"] = "ic"
     loss: Literal["available", "official"] = "available"
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"

@@ -1,0 +1,133 @@
+"""Hold a model's scores as the configuration says, and keep the result as one table a day."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from manyhead.stocks.config import Config
+from manyhead.stocks.panel import Panel
+from manyhead.stocks.portfolio import (
+    Costs,
+    Exchange,
+    TopkDropout,
+    backtest,
+    performance,
+    simple_topk,
+)
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Book:
+    """One model's portfolio.
+
+    Attributes:
+        model: whose scores.
+        report: one row a day: date, account, net_return, bench, cost, turnover.
+        orders: one row an order, empty for `simple_topk`.
+        warnings: what a reader must know.
+        variant: 'chosen on validation', or the variant that was picked on test results (a leak).
+    """
+
+    model: str
+    report: pl.DataFrame
+    orders: pl.DataFrame
+    warnings: tuple[str, ...] = ()
+    variant: str = "chosen on validation"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Performance after costs, against the equal-weight benchmark, and what trading took."""
+        net, bench = self.report["net_return"].to_numpy(), self.report["bench"].to_numpy()
+        return performance(net, bench) | {
+            "daily_turnover": float(self.report["turnover"].to_numpy().mean()),
+            "annual_cost": float(self.report["cost"].to_numpy().mean()) * 252,
+            "days": float(self.report.height),
+        }
+
+
+def hold(panel: Panel, scores: Matrix, config: Config, model: str) -> Book:
+    """Trade one score table.
+
+    With every leak off, a score of day d is traded at the close of d+1, after costs. The benchmark is the
+    equal-weight return of the names that had a score, known at the same time.
+
+    Args:
+        panel: prices.
+        scores: (days, symbols) on the panel, NaN where there is no score.
+        config: settings of the run.
+        model: name for the result.
+    """
+    lag = 0 if config.leaks.one_day_early else 1
+    if config.portfolio.strategy == "simple_topk":
+        return _simple(panel, scores, config, model, lag)
+    return _topk_dropout(panel, scores, config, model, lag)
+
+
+def benchmark(panel: Panel, scores: Matrix, lag: int) -> Matrix:
+    """Return the equal-weight close-to-close return of the names with a score `lag` + 1 days before."""
+    close = panel["close"].astype(np.float64)
+    returns = np.zeros(panel.days)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        daily = close[1:] / close[:-1] - 1
+    # held over the day that ends at row t: bought at the close of t-1, from scores of t-1-lag
+    scored = np.zeros(close.shape, bool)
+    scored[1 + lag :] = np.isfinite(scores[: panel.days - 1 - lag])
+    counted = scored[1:] & np.isfinite(daily)
+    count = counted.sum(axis=1)
+    returns[1:] = np.where(counted, daily, 0.0).sum(axis=1) / np.maximum(count, 1)
+    return returns
+
+
+def _topk_dropout(panel: Panel, scores: Matrix, config: Config, model: str, lag: int) -> Book:
+    wanted = config.portfolio
+    topk = min(wanted.topk, len(panel.symbols))
+    fees = (
+        (0.0, 0.0, 0.0) if config.leaks.zero_fees else (wanted.open_cost, wanted.close_cost, wanted.min_cost)
+    )
+    result = backtest(
+        panel,
+        scores,
+        TopkDropout(
+            topk=topk,
+            n_drop=min(wanted.n_drop, topk),
+            hold_thresh=wanted.hold_thresh,
+            risk_degree=wanted.risk_degree,
+            only_tradable=wanted.only_tradable,
+            forbid_all_trade_at_limit=wanted.forbid_all_trade_at_limit,
+        ),
+        Exchange(Costs(*fees), limit=wanted.limit, lot=wanted.lot),
+        account=wanted.account,
+        benchmark=benchmark(panel, scores, lag),
+        lag=lag,
+    )
+    report = result.report.select("date", "account", "net_return", "bench", "cost", "turnover")
+    return Book(model, report, result.orders, result.warnings)
+
+
+def _simple(panel: Panel, scores: Matrix, config: Config, model: str, lag: int) -> Book:
+    """The released notebook's daily rebalancing, between the first and the last day with scores."""
+    wanted = config.portfolio
+    fee = 0.0 if config.leaks.zero_fees else wanted.open_cost
+    scored = np.flatnonzero(np.isfinite(scores).any(axis=1))
+    first, last = int(scored[0]), min(int(scored[-1]) + lag + 1, panel.days - 1)
+    traded = np.full_like(scores, np.nan)
+    traded[lag:] = scores[: panel.days - lag]
+    span = slice(first + lag, last + 1)
+    result = simple_topk(panel["close"][span], traded[span], wanted.topk, fee)
+    returns = np.diff(result.nav, prepend=1.0) / np.concatenate([[1.0], result.nav[:-1]])
+    cost = np.concatenate([[0.0], fee * result.turnover[:-1]])
+    report = pl.DataFrame(
+        {
+            "date": panel.dates[span],
+            "account": result.nav * wanted.account,
+            "net_return": returns,
+            "bench": benchmark(panel, scores, lag)[span],
+            "cost": cost,
+            "turnover": result.turnover,
+        }
+    )
+    return Book(model, report, pl.DataFrame())

@@ -1,0 +1,198 @@
+"""Everything that one split's models see, in stages: universe, labels, factors, relations, windows.
+
+Each stage reads only rows that it may: the universe, every fitted scaler and the graph see training rows. The
+switches of `config.Leaks` are the released pipeline's faults; each undoes exactly one of these limits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyhead.stocks.calendar import calendar_index, running_index
+from manyhead.stocks.config import Config
+from manyhead.stocks.dataset import Windows
+from manyhead.stocks.factors import (
+    Factors,
+    FactorSource,
+    LaggedAlpha360,
+    alpha158,
+    join,
+    store,
+)
+from manyhead.stocks.labels import Alignment, known_within, next_return
+from manyhead.stocks.panel import Panel
+from manyhead.stocks.preprocess import (
+    ClipOutliers,
+    CrossSectionZScore,
+    ExcludeOutliers,
+    FillMissing,
+    ForwardFill,
+    InfiniteToMean,
+    Neutralise,
+    Pipeline,
+    TrainingZScore,
+    Winsorise,
+    log_dollar_volume,
+)
+from manyhead.stocks.relations import node_embedding
+from manyhead.stocks.splits import Split
+from manyhead.stocks.universe import members, most_traded, read_membership
+
+# rows before a split's first day: the longest look-back is 12-1 momentum's
+HISTORY = 280
+# factor arrays up to this size are held in memory; larger ones are computed row by row
+HELD_BYTES = 2_000_000_000
+# days over which a missing factor is carried forward
+CARRY = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One split, ready for its models; rows count from `panel`'s first day.
+
+    Attributes:
+        panel: the universe's prices from some history before the split to its end.
+        split: the split, in rows of `panel`.
+        windows: inputs and targets by decision row.
+        nodes: (N, dim) fixed node vectors.
+        raw: factors before preprocessing, for checks.
+        warnings: what a reader of the results must know.
+    """
+
+    panel: Panel
+    split: Split
+    windows: Windows
+    nodes: NDArray[np.float32]
+    raw: FactorSource
+    warnings: tuple[str, ...]
+
+    @property
+    def tradable(self) -> NDArray[np.bool_]:
+        """(days, N) where a symbol has a price, so that a score means something."""
+        return np.isfinite(self.panel["close"])
+
+
+def prepare(
+    panel: Panel,
+    split: Split,
+    config: Config,
+    sectors: Mapping[str, str] | None = None,
+    seed: int = 0,
+    *,
+    symbols: list[str] | None = None,
+    nodes: NDArray[np.float32] | None = None,
+) -> Prepared:
+    """Build one split's inputs.
+
+    Args:
+        panel: all prices; rows after `split.test_end` are not read but by a leak.
+        split: rows of the panel.
+        config: settings of the run.
+        sectors: symbol -> sector, or None.
+        seed: of the random walks.
+        symbols: the universe of a model that is trained already, in its order.
+        nodes: its node vectors.
+
+    Raises:
+        InputError: if the universe is empty or a setting does not fit these prices.
+    """
+    warnings: list[str] = []
+    if symbols is None:
+        symbols, warnings = choose_universe(panel, split, config)
+    first = max(0, split.start - HISTORY)
+    stop = min(split.test_end, panel.days)
+    shown = panel.select(symbols).rows(first, stop)
+    moved = Split(*(row - first for row in vars(split).values()))
+    flow = next_return(shown["close"].astype(np.float64)).astype(np.float32)
+    raw = raw_factors(shown, config)
+    factors = standardise(raw, shown, moved, config, sectors)
+    if config.leaks.label_as_factor:
+        label = np.nan_to_num(flow, nan=0.0)[..., None]
+        factors = join([factors, Factors(("LABEL0",), label)])
+    if nodes is None:
+        nodes = relate(shown, flow, moved, config, seed)
+    model = config.model
+    time = _time_index(shown, model.output_days, config)
+    alignment = Alignment(model.alignment, model.input_days, model.output_days)
+    return Prepared(
+        shown, moved, Windows(flow, factors, time, alignment), nodes, raw, (*shown.warnings, *warnings)
+    )
+
+
+def choose_universe(panel: Panel, split: Split, config: Config) -> tuple[list[str], list[str]]:
+    """Choose the symbols of a split from rows before the end of its training span."""
+    known = panel.days if config.leaks.universe_all_dates else split.train_end
+    rule = config.universe
+    warnings: list[str] = []
+    if config.data.membership:
+        belonging, warnings = members(panel, read_membership(config.data.membership), before=known)
+        panel = panel.select(belonging)
+    count = len(panel.symbols) if rule.count == "all" else rule.count
+    chosen, more = most_traded(panel, count, before=known, window=rule.window, presence=rule.presence)
+    return chosen, [*warnings, *more]
+
+
+def raw_factors(panel: Panel, config: Config) -> FactorSource:
+    """Compute the factor sets that the configuration names, side by side."""
+    wanted = config.factors
+    sources: list[FactorSource] = []
+    if "alpha360" in wanted.sets:
+        sources.append(LaggedAlpha360(panel, lags=wanted.lags))
+    if "alpha158" in wanted.sets:
+        sources.append(alpha158(panel))
+    if config.data.factor_functions:
+        from manyhead.stocks.factors import extra_factors
+
+        sources.append(extra_factors(panel, list(config.data.factor_functions)))
+    return join(sources)
+
+
+def standardise(
+    raw: FactorSource, panel: Panel, split: Split, config: Config, sectors: Mapping[str, str] | None
+) -> FactorSource:
+    """Clean, neutralise and scale factors; whatever is fitted is fitted on training rows."""
+    wanted = config.factors
+    rows = range(0, panel.days) if config.leaks.scaler_all_dates else split.train
+    if wanted.scaling == "training":
+        steps = Pipeline((InfiniteToMean(), Winsorise(tail=0.001), TrainingZScore(), FillMissing()))
+    else:
+        listed = [sectors.get(symbol) for symbol in panel.symbols] if sectors else None
+        outliers = {"mad": (ClipOutliers(),), "sigma": (ExcludeOutliers(),), "none": ()}[wanted.outliers]
+        neutralise = (Neutralise(log_dollar_volume(panel), listed),) if wanted.neutralise else ()
+        steps = Pipeline(
+            (ForwardFill(limit=CARRY), *outliers, *neutralise, CrossSectionZScore(), FillMissing())
+        )
+    clean = steps.fit(raw, rows).apply(raw)
+    size = 4 * panel.days * len(panel.symbols) * len(raw.names)
+    return store(clean) if size <= HELD_BYTES else clean
+
+
+def relate(
+    panel: Panel, flow: NDArray[np.float32], split: Split, config: Config, seed: int
+) -> NDArray[np.float32]:
+    """Give each symbol its fixed node vector, from returns of training rows."""
+    wanted = config.relations
+    if wanted.kind == "none":
+        return np.zeros((len(panel.symbols), config.model.dim), np.float32)
+    rows = range(0, panel.days) if config.leaks.graph_all_dates else known_within(split.train)
+    return node_embedding(
+        flow[rows.start : rows.stop],
+        config.model.dim,
+        kind=wanted.kind,
+        graph=wanted.graph,
+        neighbours=min(wanted.neighbours, len(panel.symbols) - 1),
+        threshold=wanted.threshold,
+        method=wanted.method,
+        seed=seed,
+    )
+
+
+def _time_index(panel: Panel, output_days: int, config: Config) -> NDArray[np.int64]:
+    """Temporal index of every row and of the output days beyond the last one."""
+    if config.model.calendar == "counter":
+        return running_index(panel.days + output_days)
+    last = panel.dates[-1]
+    beyond = np.busday_offset(last, np.arange(1, output_days + 1), roll="backward")
+    return calendar_index(np.concatenate([panel.dates, beyond]))

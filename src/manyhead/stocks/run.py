@@ -1,0 +1,300 @@
+"""A whole stock run: prices, splits, models, scores, portfolios, report; resumable piece by piece."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from manyhead.errors import InputError
+from manyhead.files import atomic
+from manyhead.stocks import learn
+from manyhead.stocks.book import Book, hold
+from manyhead.stocks.config import Config
+from manyhead.stocks.evaluate import Grid, ModelSkill, ensemble, model_skill, models_of, skill_table
+from manyhead.stocks.folder import RunFolder
+from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, read_scores, store, table
+from manyhead.stocks.panel import Panel
+from manyhead.stocks.prepare import Prepared, prepare
+from manyhead.stocks.prices import read_prices
+from manyhead.stocks.sectors import read_sectors
+from manyhead.stocks.splits import Split, rolling_splits
+from manyhead.work import run_items
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    Attributes:
+        folder: where everything is kept.
+        config: its settings.
+        panel: its prices.
+        splits: splits by index.
+        scores: one row per split, model, seed, part, date and symbol.
+        skill: one row per split, model and seed.
+        models: skill of each model over all splits, Stockformer first.
+        books: portfolio of each model.
+        equal_weight: performance of the benchmark.
+    """
+
+    folder: Path
+    config: Config
+    panel: Panel
+    splits: dict[int, Split]
+    scores: pl.DataFrame
+    skill: pl.DataFrame
+    models: list[ModelSkill]
+    books: dict[str, Book]
+    warnings: tuple[str, ...]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return RunFolder(self.folder).report_file
+
+    def summary(self) -> str:
+        """The result in about ten lines."""
+        from manyhead.stocks.summary import summarise
+
+        return summarise(self)
+
+
+def run(
+    config: Config,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
+    progress: bool = True,
+    against: Result | None = None,
+) -> Result:
+    """Run the pipeline that a configuration describes.
+
+    Args:
+        config: settings, see `config.build`.
+        folder: where the run is kept.
+        resume: continue the run in `folder`.
+        workers: local processes.
+        ray: address of a Ray cluster in place of local processes.
+        progress: show what is running.
+        against: another run to compare with in the report.
+
+    Raises:
+        InputError: if the prices or a setting cannot be used, or `folder` holds another run.
+    """
+    place = RunFolder(Path(folder))
+    if not (resume and place.has_panel):
+        panel, sectors = load_panel(config)
+        choose_splits(
+            config, panel.days
+        )  # a calendar that is too short is refused before anything is written
+        place.open(config, resume)
+        place.keep_panel(panel, sectors, config.data.prices)
+    else:
+        place.open(config, resume)
+    pieces = items(config, place.panel()[0])
+    left = [item for item in pieces if not item.done(place.path)]
+    # a piece that reports an error stops the run; those that are done stay done
+    run_items(
+        partial(_work, str(place.path)), left, workers=workers, ray=ray, title="stocks run", progress=progress
+    )
+    result = collect(place.path)
+    write_results(result, against)
+    return result
+
+
+def load_panel(config: Config) -> tuple[Panel, Mapping[str, str] | None]:
+    """Read the prices and sectors that a configuration names."""
+    data = config.data
+    panel = read_prices(data.prices, start=data.start, end=data.end)
+    if len(panel.symbols) < 2:
+        raise InputError(f"selecting stocks needs at least 2 symbols, {data.prices} has {len(panel.symbols)}")
+    sectors = read_sectors(data.sectors, column=data.sector_column) if data.sectors else None
+    return panel, sectors
+
+
+def choose_splits(config: Config, days: int) -> dict[int, Split]:
+    """Return the splits of a run by index, oldest first; index 0 is the oldest that the calendar holds."""
+    wanted = config.splits
+    every = rolling_splits(days, wanted.train, wanted.validation, wanted.test, wanted.step or wanted.test)
+    numbered = dict(enumerate(every))
+    if wanted.count == "all":
+        return numbered
+    if wanted.count > len(every):
+        raise InputError(
+            f"splits.count asks for {wanted.count} splits, the prices hold {len(every)} "
+            f"({days} days; train {wanted.train}, validation {wanted.validation}, test {wanted.test})"
+        )
+    return {index: numbered[index] for index in sorted(numbered)[-wanted.count :]}
+
+
+def items(config: Config, panel: Panel) -> list[Item]:
+    """List the pieces of a run, split by split; only models with randomness are repeated over seeds."""
+    from manyhead.stocks.baselines import is_random
+
+    pieces = []
+    for split in choose_splits(config, panel.days):
+        for seed in config.training.seeds:
+            pieces.append(Item(split, STOCKFORMER, seed))
+            pieces += [
+                Item(split, name, seed)
+                for name in config.baselines.names
+                if is_random(name) or seed == config.training.seeds[0]
+            ]
+    return pieces
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str) -> tuple[Config, Panel, Mapping[str, str] | None]:
+    place = RunFolder(Path(folder))
+    return place.config(), *place.panel()
+
+
+@lru_cache(maxsize=2)
+def _prepared(folder: str, split: int, seed: int) -> Prepared:
+    config, panel, sectors = _opened(folder)
+    return prepare(panel, choose_splits(config, panel.days)[split], config, sectors, seed)
+
+
+def _work(folder: str, item: Item) -> str:
+    """Carry out one piece; returns a line for the display."""
+    started = time.perf_counter()
+    config, *_ = _opened(folder)
+    prepared = _prepared(folder, item.split, item.seed)
+    windows, split = prepared.windows, prepared.split
+    within = config.splits.within
+    validation_rows = windows.decision_rows(split.validation, within=within, labelled=True)
+    test_rows = windows.decision_rows(split.test, within=within)
+    history: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {"symbols": len(prepared.panel.symbols), "warnings": list(prepared.warnings)}
+    place = item.folder(Path(folder))
+    if item.model == STOCKFORMER:
+        selector, fitted = learn.train(prepared, config, item.seed, place / "training")
+        validation, test = (
+            learn.score(selector, prepared, rows, config) for rows in (validation_rows, test_rows)
+        )
+        history = fitted.history
+        facts |= {"best_epoch": fitted.best_epoch, "best_value": fitted.best_value, "steps": fitted.steps}
+        learn.save(selector, prepared, place)
+        learn.save_attention(selector, prepared, test_rows, place)
+    else:
+        validation, test, facts["tuned"] = _baseline(item, prepared, config, validation_rows, test_rows)
+    choice, skill = choose(validation, windows.flow, config.portfolio.score)
+    facts |= {"choice": choice, "validation_ic": skill}
+    scores = pl.concat(
+        [
+            table(scored, part, prepared.panel.dates, prepared.panel.symbols, windows.flow)
+            for part, scored in (("validation", validation), ("test", test))
+        ]
+    )
+    store(Path(folder), item, scores, facts, history, started)
+    learn.discard_checkpoints(place / "training")
+    return f"validation IC {skill[choice]:+.3f} ({choice})"
+
+
+def _baseline(
+    item: Item, prepared: Prepared, config: Config, validation: Rows, test: Rows
+) -> tuple[Scored, Scored, dict[str, Any]]:
+    """Tune a baseline on validation rows and score both spans with the best trial."""
+    from manyhead.stocks.baselines import Inputs, tune
+
+    windows, within = prepared.windows, config.splits.within
+    inputs = Inputs(windows, prepared.panel["close"])
+    training = windows.decision_rows(prepared.split.train, within=within, labelled=True)
+    tuned = tune(item.model, inputs, training, validation, trials=config.baselines.trials, seed=item.seed)
+
+    def scored(rows: Rows) -> Scored:
+        return learn.masked(tuned.model.predict(inputs, rows), None, prepared, rows, config)
+
+    return scored(validation), scored(test), {"choice": tuned.choice, "trials": tuned.ledger}
+
+
+def collect(folder: str | Path) -> Result:
+    """Compute every number of a run from the pieces in its folder.
+
+    Raises:
+        InputError: if the folder holds no run, or pieces are missing.
+    """
+    place = RunFolder(Path(folder))
+    config = place.config()
+    panel, _ = place.panel()
+    pieces = items(config, panel)
+    missing = [item for item in pieces if not item.done(place.path)]
+    if missing:
+        raise InputError(
+            f"the run in {place.path} is not complete: {len(missing)} of {len(pieces)} pieces are missing, "
+            f"such as {missing[0]}; `manyhead stocks run --resume --out {place.path}` continues it"
+        )
+    scores = read_scores(place.path, pieces)
+    names = models_of(scores)
+    traded = panel.select(sorted(scores["symbol"].unique()))
+    books = {name: _book(traded, scores, name, config) for name in names}
+    return Result(
+        folder=place.path,
+        config=config,
+        panel=panel,
+        splits=choose_splits(config, panel.days),
+        scores=scores,
+        skill=skill_table(scores),
+        models=[model_skill(scores, name) for name in names],
+        books=books,
+        warnings=panel.warnings,
+    )
+
+
+def _book(panel: Panel, scores: pl.DataFrame, model: str, config: Config) -> Book:
+    """Hold a model's scores, averaged over seeds; the leaky choice looks at test results."""
+    grid = Grid(panel.dates, panel.symbols)
+    if not config.leaks.choice_on_test:
+        return hold(panel, ensemble(scores, model, grid), config, model)
+    own = scores.filter(pl.col("model") == model)
+    variants = ["regression"] + (["classification"] if own["classification"].is_not_null().any() else [])
+    tried = {name: hold(panel, ensemble(scores, model, grid, name), config, model) for name in variants}
+    best = max(tried, key=lambda name: np.nan_to_num(tried[name].metrics["sharpe"], nan=-np.inf))
+    book = tried[best]
+    return Book(model, book.report, book.orders, book.warnings, f"{best}, chosen on the test Sharpe")
+
+
+def write_results(result: Result, against: Result | None = None) -> None:
+    """Write scores.parquet, skill.parquet, portfolio tables, metrics.json and report.html."""
+    from manyhead.stocks.report import write_report
+
+    place = RunFolder(result.folder)
+    tables: Mapping[str, pl.DataFrame] = {"scores": result.scores, "skill": result.skill} | {
+        f"portfolio/{name}": book.report for name, book in result.books.items()
+    }
+    for name, content in tables.items():
+        with atomic(place.path / f"{name}.parquet") as stream:
+            content.write_parquet(stream)
+    place.write_json("metrics.json", metrics(result))
+    write_report(result, against)
+
+
+def metrics(result: Result) -> dict[str, Any]:
+    """Every model's skill and portfolio as plain numbers."""
+    return {
+        skill.model: {
+            "ic": skill.ic.estimate,
+            "ic_low": skill.ic.low,
+            "ic_high": skill.ic.high,
+            "ic_se": skill.ic_se,
+            "icir": skill.icir,
+            "rank_ic": skill.rank_ic.estimate,
+            "rank_ic_se": skill.rank_ic_se,
+            "rank_icir": skill.rank_icir,
+            "accuracy": skill.accuracy,
+            "majority": skill.majority,
+            "seed_ic": skill.seed_ic,
+            "portfolio": result.books[skill.model].metrics,
+        }
+        for skill in result.models
+    }
