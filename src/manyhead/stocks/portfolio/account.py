@@ -132,6 +132,8 @@ class Account:
         if not market.rules.short:
             amounts = np.minimum(amounts, np.maximum(have, 0.0))
         amounts = np.where(whole, amounts, market.lots(day, columns, amounts))
+        if not market.rules.short:
+            amounts = np.minimum(amounts, have)  # rounding to lots adds a tenth of a share
         values = amounts * price
         costs = market.fees(day, columns, values, price, buying=False)
         cash = self.cash + np.cumsum(values - costs)
@@ -152,7 +154,7 @@ class Account:
     def buy(self, day: int, columns: Columns, amounts: Matrix) -> None:
         """Buy shares at the day's price, each order as far as the cash that is left allows."""
         market = self.market
-        columns, wanted = self._tradable(day, columns, amounts, buying=True)
+        columns, wanted = self._tradable(day, columns, np.maximum(amounts, 0.0), buying=True)
         if not len(columns):
             return
         price = market.buy_price[day, columns]
