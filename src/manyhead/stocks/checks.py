@@ -5,18 +5,14 @@ cleaned price depends on the future. What a rule finds is said in one sentence, 
 `Panel.warnings`; `CODES` lists the rules.
 """
 
-from collections.abc import Callable
 from datetime import date
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyhead.errors import InputError
+from manyhead.stocks.jumps import Jumps, take_out_jumps
+from manyhead.stocks.notices import calendar_notices, examples, symbol_notices
 from manyhead.stocks.panel import Panel, Values
-
-Jumps = Literal["suspend", "keep", "refuse"]
-Mask = NDArray[np.bool_]
 
 CODES: dict[str, str] = {
     "adjusted": "close and adjusted close are both there: the bar is scaled to the adjusted close",
@@ -47,11 +43,15 @@ CODES: dict[str, str] = {
     "identical": "two symbols have the same closes throughout",
     "not-fetched": "a ticker brought no prices",
     "survivorship": "the list of symbols is of survivors",
+    "event-outside": "a split or dividend falls on no day of the prices: it is left out",
+    "split-unseen": "the raw close does not move as the split says: it is applied all the same",
+    "missing-session": "the exchange was open, the prices have no such day: nothing is filled",
+    "no-session": "the exchange was closed, the prices have the day: it is kept",
+    "half-day": "the exchange closed early: the day counts like others",
 }
 
 PRICES = ("open", "high", "low", "close", "vwap")
 TOLERANCE = 5e-3  # relative; adjusted prices are rounded
-JUMP, MOVE = 50.0, 3.0
 
 
 def clean(
@@ -82,7 +82,7 @@ def clean(
         *_contradictions(work),
         *_suspensions(work),
         *_average_price(work),
-        *_jumps(work, jumps),
+        *take_out_jumps(work, jumps),
     ]
     whole, empty = _drop_empty(work)
     found += empty
@@ -90,18 +90,8 @@ def clean(
         raise InputError(
             f"the prices cover {whole.days} day ({whole.dates[0]}); at least {minimum_days} are needed"
         )
-    found += [*_calendar(whole, today or date.today()), *_symbols(whole)]
+    found += [*calendar_notices(whole, today or date.today()), *symbol_notices(whole)]
     return Panel(whole.dates, whole.symbols, whole.fields, (*panel.warnings, *found))
-
-
-def examples(panel: Panel, mask: Mask, describe: Callable[[int, int], str] | None = None) -> str:
-    """Name the first cells of a mask, by day, for a warning: 'AAA on 2020-01-02, BBB on ... (7 in all)'."""
-    rows, cols = np.nonzero(mask)
-    named = [
-        f"{panel.symbols[col]} on {panel.dates[row]}" + (f" ({describe(row, col)})" if describe else "")
-        for row, col in zip(rows[:3], cols[:3], strict=True)
-    ]
-    return ", ".join(named) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
 def _impossible_cells(panel: Panel) -> list[str]:
@@ -212,65 +202,6 @@ def _average_price(panel: Panel) -> list[str]:
     return found
 
 
-def _jumps(panel: Panel, jumps: Jumps) -> list[str]:
-    """Compare each close with the last trusted one of its symbol."""
-    close = panel["close"]
-    last = _last_known(close)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        ratio = close[1:] / last[:-1]
-        size = np.maximum(ratio, 1 / ratio)
-    moved = np.zeros(close.shape, bool)
-    moved[1:] = size >= MOVE
-    leapt = np.zeros(close.shape, bool)
-    leapt[1:] = size >= JUMP
-
-    def factor(row: int, col: int) -> str:
-        return f"{last[row - 1, col]:.6g} to {close[row, col]:.6g}"
-
-    found = []
-    if leapt.any():
-        where = examples(panel, leapt, factor)
-        if jumps == "refuse":
-            raise InputError(
-                f"close jumps: {where}; a split that was not adjusted? Adjust the prices, leave the symbol"
-                " out, or choose jumps='suspend' or 'keep'"
-            )
-        if jumps == "keep":
-            found.append(f"jump: close of {where}; kept as asked")
-        else:
-            out = _untrusted(close, np.flatnonzero(leapt.any(0)))
-            found.append(
-                f"jump: close of {where}; a split that was not adjusted? The symbol is missing from there on"
-                f" until its close is back in range ({int(out.sum())} bars)"
-            )
-            for values in panel.fields.values():
-                values[out] = np.nan
-    moved &= ~leapt
-    if moved.any():
-        found.append(f"large-move: close of {examples(panel, moved, factor)}; kept")
-    return found
-
-
-def _last_known(values: Values) -> Values:
-    """Carry the last present value of each column forward."""
-    row = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
-    return np.asarray(np.take_along_axis(values, np.maximum.accumulate(row, axis=0), axis=0))
-
-
-def _untrusted(close: Values, columns: NDArray[np.intp]) -> Mask:
-    """Mark the closes that lie a jump away from the last close that did not."""
-    out = np.zeros(close.shape, bool)
-    for col in columns:
-        trusted = np.nan
-        for row in np.flatnonzero(~np.isnan(close[:, col])):
-            ratio = close[row, col] / trusted
-            if ratio >= JUMP or ratio <= 1 / JUMP:
-                out[row, col] = True
-            else:
-                trusted = close[row, col]
-    return out
-
-
 def _drop_empty(panel: Panel) -> tuple[Panel, list[str]]:
     present = ~np.isnan(panel["close"])
     used, traded = present.any(0), present.any(1)
@@ -288,53 +219,3 @@ def _drop_empty(panel: Panel) -> tuple[Panel, list[str]]:
     fields = {name: values[kept] for name, values in panel.fields.items()}
     symbols = tuple(panel.symbols[i] for i in np.flatnonzero(used))
     return Panel(panel.dates[traded], symbols, fields, panel.warnings), found
-
-
-def _calendar(panel: Panel, today: date) -> list[str]:
-    found = []
-    dates = panel.dates
-    weekday = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
-    weekend = dates[weekday >= 5]
-    if len(weekend):
-        found.append(f"weekend: {len(weekend)} days are Saturdays or Sundays, the first {weekend[0]}")
-    later = dates[dates > np.datetime64(today, "D")]
-    if len(later):
-        found.append(f"future-date: {len(later)} days lie after today ({today}), the first {later[0]}")
-    gaps = np.flatnonzero(np.diff(dates) > np.timedelta64(14, "D"))
-    if len(gaps):
-        found.append(
-            f"calendar-gap: nothing between {dates[gaps[0]]} and {dates[gaps[0] + 1]}"
-            + (f" and {len(gaps) - 1} more such gaps" if len(gaps) > 1 else "")
-        )
-    count = (~np.isnan(panel["close"])).sum(1)
-    if panel.days > 20:
-        usual = np.median(np.lib.stride_tricks.sliding_window_view(count[:-1], 20), axis=1)
-        thin = np.flatnonzero(count[20:] < 0.5 * usual) + 20
-        if len(thin):
-            found.append(
-                f"thin-day: {dates[thin[0]]} has prices of {count[thin[0]]} symbols, the days before of"
-                f" {int(usual[thin[0] - 20])}" + (f"; {len(thin)} such days" if len(thin) > 1 else "")
-            )
-    return found
-
-
-def _symbols(panel: Panel) -> list[str]:
-    found = []
-    close = panel["close"]
-    if len(panel.symbols) == 1:
-        found.append(f"one-symbol: only {panel.symbols[0]}; nothing to compare it with on a day")
-    same = np.zeros(close.shape, np.int64)
-    for row in range(1, panel.days):
-        same[row] = np.where(close[row] == close[row - 1], same[row - 1] + 1, 0)
-    stale = np.flatnonzero(same.max(0) >= 59)  # 60 equal closes are 59 repetitions
-    if len(stale):
-        names = ", ".join(f"{panel.symbols[i]} ({same[:, i].max() + 1} days)" for i in stale[:3])
-        more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
-        found.append(f"stale: the close of {names}{more} stays the same")
-    twins: dict[bytes, str] = {}
-    for index, symbol in enumerate(panel.symbols):
-        key = np.ascontiguousarray(close[:, index]).tobytes()
-        if key in twins and panel.days > 2:
-            found.append(f"identical: {twins[key]} and {symbol} have the same closes throughout")
-        twins.setdefault(key, symbol)
-    return found

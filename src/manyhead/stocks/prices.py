@@ -1,6 +1,7 @@
 """Daily prices from the forms in which people keep them, as one panel."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import polars as pl
 
 from manyhead.errors import InputError, optional
 from manyhead.stocks import checks
+from manyhead.stocks.actions import adjust, read_events
+from manyhead.stocks.jumps import Jumps
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.readers import qlib
 from manyhead.stocks.readers.columns import listed
@@ -17,6 +20,7 @@ from manyhead.stocks.readers.frames import closing_prices, is_frame, read_frame
 from manyhead.stocks.readers.rows import Rows, interpret, to_panel
 from manyhead.stocks.readers.tables import read_table
 from manyhead.stocks.readers.yahoo import fetch
+from manyhead.stocks.sessions import session_warnings
 
 
 def read_prices(
@@ -27,7 +31,10 @@ def read_prices(
     symbols: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     date_format: str | None = None,
-    jumps: checks.Jumps = "suspend",
+    splits: str | Path | None = None,
+    dividends: str | Path | None = None,
+    exchange: str | None = None,
+    jumps: Jumps = "suspend",
     minimum_days: int = 2,
     today: date | None = None,
     client: Any = None,
@@ -51,6 +58,9 @@ def read_prices(
         symbols: take these only, in this order.
         columns: field -> column of the source, where names do not tell.
         date_format: strptime format of dates, where the cells do not tell (01/02/2020).
+        splits: a file of symbol, date, ratio, where the prices are raw; see `manyhead.stocks.actions`.
+        dividends: a file of symbol, date, amount, likewise.
+        exchange: 'XNYS' for example: report sessions that the prices lack and days that were none.
         jumps: what to do with a close 50 times the last one, see `manyhead.stocks.checks.clean`.
         minimum_days: fewer days are an error.
         today: days after it are reported; the system's date if None.
@@ -69,7 +79,15 @@ def read_prices(
     if symbols is not None:
         rows = _only(rows, symbols)
     raw = to_panel(Rows(_between(rows.frame, first, last), rows.warnings))
+    if splits is not None or dividends is not None:
+        raw = adjust(
+            raw,
+            splits=None if splits is None else read_events(splits, "split"),
+            dividends=None if dividends is None else read_events(dividends, "dividend"),
+        )
     panel = checks.clean(raw, jumps=jumps, today=today, minimum_days=minimum_days)
+    if exchange is not None:
+        panel = replace(panel, warnings=(*panel.warnings, *session_warnings(panel, exchange)))
     if symbols is None:
         return panel
     return panel.select([symbol for symbol in dict.fromkeys(symbols) if symbol in set(panel.symbols)])
