@@ -4,9 +4,10 @@ from manyhead.stocks.factors.alpha158 import RollingAlpha158, alpha158
 from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
 from manyhead.stocks.factors.names import factor_names
 from manyhead.stocks.factors.plugins import extra_factors, looks_ahead
-from manyhead.stocks.factors.source import Factors, FactorSource, Joined, join, store
+from manyhead.stocks.factors.source import Chosen, Factors, FactorSource, Joined, join, store
 
 __all__ = [
+    "Chosen",
     "FactorSource",
     "Factors",
     "Joined",

@@ -101,8 +101,12 @@ def selected(first: list[Values], second: list[Values], k: int) -> Values:
     """
     best: Values | None = None
     for i in range(max(0, k + 1 - len(second)), min(len(first), k + 1) + 1):
-        taken = [first[i - 1]] * (i > 0) + [second[k - i]] * (k >= i)
-        highest = taken[0] if len(taken) == 1 else np.maximum(taken[0], taken[1])
+        if i == 0:
+            highest = second[k]
+        elif i == k + 1:
+            highest = first[k]
+        else:
+            highest = np.maximum(first[i - 1], second[k - i])
         best = highest if best is None else np.minimum(best, highest)
     assert best is not None
     return best

@@ -8,7 +8,7 @@ Every source gives the same bits for a row, however the rows are cut into reques
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +19,8 @@ from manyhead.errors import InputError
 
 Rows = NDArray[np.float32]  # (days, symbols, factors)
 
+# prices of today over today's close belong to both of Qlib's sets
+SHARED = frozenset({"OPEN0", "HIGH0", "LOW0", "VWAP0"})
 BLOCK = 32  # rows a request of `store` asks for; small enough to stay in the second-level cache
 
 
@@ -107,15 +109,56 @@ class Joined:
         return np.concatenate([source.rows(start, stop) for source in self.sources], axis=-1)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Some factors of a source, in the order given.
+
+    Args:
+        source: where rows come from.
+        names: factors to keep.
+
+    Raises:
+        InputError: if the source has no such factor.
+    """
+
+    source: FactorSource
+    names: tuple[str, ...]
+    _columns: NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        place = {name: index for index, name in enumerate(self.source.names)}
+        absent = [name for name in self.names if name not in place]
+        if absent:
+            raise InputError(f"there is no factor {absent[0]!r} among the {len(place)} of this source")
+        object.__setattr__(self, "_columns", np.array([place[name] for name in self.names], np.int64))
+
+    @property
+    def days(self) -> int:
+        """Number of rows."""
+        return self.source.days
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return the kept factors of some rows."""
+        return self.source.rows(start, stop)[..., self._columns]
+
+
 def join(sources: Sequence[FactorSource]) -> FactorSource:
     """Put factor sources side by side; a single one is returned as it is.
+
+    The four of Alpha158's factors that are Alpha360's too (OPEN0, HIGH0, LOW0, VWAP0) are kept once.
 
     Raises:
         InputError: if there is none, if their days differ, or if a factor's name comes twice.
     """
     if not sources:
         raise InputError("at least one factor source is needed, got none")
-    return sources[0] if len(sources) == 1 else Joined(tuple(sources))
+    seen: set[str] = set()
+    kept: list[FactorSource] = []
+    for source in sources:
+        rest = tuple(name for name in source.names if name not in seen or name not in SHARED)
+        kept.append(source if rest == source.names else Chosen(source, rest))
+        seen.update(rest)
+    return kept[0] if len(kept) == 1 else Joined(tuple(kept))
 
 
 def store(source: FactorSource, stop: int | None = None, threads: int | None = None) -> Factors:

@@ -8,15 +8,18 @@ value of the factor, scaled by it, is 0. The weights of these columns never move
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manyhead.errors import InputError
 from manyhead.stocks.factors.source import FactorSource
+from manyhead.stocks.preprocess.columns import columns
 
 BULK = 0.01  # share of values beyond each end of what counts as the bulk
 SPREAD = 1e-6  # a bulk narrower than this, in scaled units, holds one value
+SWAMPED = 0.05  # width of the bulk, in standard deviations, below which rare values are all there is
 HUGE = 50.0  # scaled values are of order one
 MISSING = 0.5  # share of missing values from which on an input is mostly missing
-SAMPLE = 32768  # values a factor that are looked at, on evenly spaced days
+SAMPLE = 32768  # values a factor that tell the bulk, on evenly spaced days; extremes are of all values
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class InputReport:
     Args:
         zero: all but the rarest values are 0: dead.
         constant: all but the rarest values are one other number: a bias, not a signal.
+        swamped: a few values are so large that beside them the bulk hardly differs.
         exploding: some value is infinite or beyond 50 in magnitude.
         missing: more than half of the values are missing.
     """
 
     zero: tuple[str, ...]
     constant: tuple[str, ...]
+    swamped: tuple[str, ...]
     exploding: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -40,6 +45,7 @@ class InputReport:
         found = {
             "zero on nearly every stock-day, so they teach the network nothing": self.zero,
             "one constant on nearly every stock-day": self.constant,
+            "swamped: all but a few values are the same beside those few": self.swamped,
             f"infinite or beyond {HUGE:g} in magnitude somewhere": self.exploding,
             "missing on more than half of the stock-days": self.missing,
         }
@@ -55,32 +61,36 @@ def dead_inputs(source: FactorSource, rows: range) -> InputReport:
 
     Args:
         source: factors as the network would get them.
-        rows: rows to look at, the training rows; evenly spaced days of them are sampled.
+        rows: rows to look at, the training rows.
 
     Raises:
         InputError: if there are no rows.
     """
     if len(rows) == 0:
         raise InputError("dead_inputs needs at least one row to look at, got none")
+    whole = columns(source, rows)
     symbols = source.rows(rows.start, rows.start).shape[1]
     step = max(1, len(rows) * symbols // SAMPLE)
-    seen = np.concatenate([source.rows(row, row + 1)[0] for row in rows[::step]]).T  # (factors, values)
-    ordered = np.sort(seen, axis=-1)  # NaN last
-    known = ordered.shape[-1] - np.isnan(ordered).sum(axis=-1)
-    last = np.maximum(known - 1, 0)
+    sample = np.concatenate([source.rows(row, row + 1)[0] for row in rows[::step]]).T
+    ordered = np.sort(sample, axis=-1)  # (factors, values), NaN last
+    last = np.maximum(ordered.shape[-1] - np.isnan(ordered).sum(axis=-1) - 1, 0)
     beyond = np.floor(BULK * last).astype(np.int64)
     factor = np.arange(len(ordered))
     low, high = ordered[factor, beyond], ordered[factor, last - beyond]
+    known = whole.count > 0
     with np.errstate(invalid="ignore"):
-        narrow = (high - low <= SPREAD) & (known > 0)
-        nil = narrow & (np.maximum(np.abs(low), np.abs(high)) <= SPREAD)
-        largest = np.maximum(np.abs(ordered[:, 0]), np.abs(ordered[factor, last]))
-    lost = known < (1 - MISSING) * ordered.shape[-1]
+        one = known & (high - low <= SPREAD)
+        zero = one & (np.maximum(np.abs(low), np.abs(high)) <= SPREAD)
+        swamped = known & ~one & (high - low < SWAMPED * np.sqrt(whole.squares / np.maximum(whole.count, 1)))
+        exploding = np.maximum(np.abs(whole.low), np.abs(whole.high)) > HUGE
+    missing = whole.count < (1 - MISSING) * whole.total
 
-    def names(which: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[str, ...]:
+    def names(which: NDArray[np.bool_]) -> tuple[str, ...]:
         return tuple(source.names[index] for index in np.flatnonzero(which))
 
-    return InputReport(names(nil), names(narrow & ~nil), names(largest > HUGE), names(lost))
+    return InputReport(
+        names(zero), names(one & ~zero), names(swamped), names(known & exploding), names(missing)
+    )
 
 
 def shortened(names: tuple[str, ...], most: int = 6) -> str:

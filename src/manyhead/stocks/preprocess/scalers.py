@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manyhead.errors import InputError
-from manyhead.stocks.factors.source import BLOCK, FactorSource, Rows, in_blocks
+from manyhead.stocks.factors.source import FactorSource, Rows
+from manyhead.stocks.preprocess.columns import columns
 from manyhead.stocks.preprocess.pipeline import Derived, State
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -17,37 +15,18 @@ class TrainingZScore:
     """Subtract the training mean of each factor and divide by its training deviation.
 
     Qlib's ZScoreNorm (arXiv 2009.11189): mean and population standard deviation over all stock-days of
-    the training rows, missing values left out; a factor whose deviation is exactly 0 is left untouched.
+    the training rows, missing values (and infinities) left out; a factor whose deviation is exactly 0 is
+    left untouched.
     As in Qlib's float32 arithmetic, a sum of squares above the float32 range gives an infinite deviation,
     and every value of that factor becomes 0: `dead_inputs` finds such factors.
     """
 
     def fit(self, source: FactorSource, rows: range) -> State:
         """Learn mean and standard deviation."""
-        spans = range(0, len(rows), BLOCK)
-        parts: list[tuple[Floats, Floats, Floats]] = [(np.empty(0),) * 3] * len(spans)
-
-        def moments(start: int, stop: int) -> None:
-            values = source.rows(rows.start + start, rows.start + stop).astype(np.float64)
-            present = ~np.isnan(values)
-            count = present.sum(axis=(0, 1)).astype(np.float64)
-            mean = np.where(present, values, 0).sum(axis=(0, 1)) / np.maximum(count, 1)
-            squares = (np.where(present, values - mean, 0) ** 2).sum(axis=(0, 1))
-            parts[start // BLOCK] = count, mean, squares
-
-        in_blocks(len(rows), moments)
-        count, mean, squares = parts[0]
-        for more, other, others in parts[1:]:  # Chan, Golub and LeVeque, 1979
-            whole = np.maximum(count + more, 1)
-            apart = other - mean
-            squares = squares + others + apart * apart * count * more / whole
-            mean = mean + apart * more / whole
-            count = count + more
-        squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
-        return {
-            "mean": mean.astype(np.float32),
-            "std": np.sqrt(squares / np.maximum(count, 1)).astype(np.float32),
-        }
+        seen = columns(source, rows)
+        squares = np.where(seen.squares > np.finfo(np.float32).max, np.inf, seen.squares)
+        std = np.sqrt(squares / np.maximum(seen.count, 1))
+        return {"mean": seen.mean.astype(np.float32), "std": std.astype(np.float32)}
 
     def apply(self, source: FactorSource, state: State) -> FactorSource:
         """Return the scaled source."""
