@@ -8,7 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyhead.stocks.network.layers import FeedForward, cast, linear, normalize
-from manyhead.stocks.network.temporal import MASKED, attend_causally
+from manyhead.stocks.network.temporal import MASKED, later_days
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Every output day of a stock attends to that stock's output days up to itself.
+
+    Args:
+        query, key, value: `(batch, days, stocks, dim)`.
+        scale: multiplies the scores, the masked ones too: the released code masks before it divides.
+    """
+    scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (batch, stocks, days, days)
+    scores = scores.masked_fill(later_days(query.shape[1], query.device), MASKED) * scale
+    return (scores.softmax(-1) @ value.transpose(1, 2)).transpose(1, 2)
 
 
 class AdaptiveFusion(nn.Module):
@@ -44,14 +56,12 @@ class AdaptiveFusion(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         query = linear(low, self.query)
-        # The released code masks before it divides the scores.
-        masked = MASKED * self.scale
         key, value = torch.relu_(linear(high, self.key_value)).chunk(2, -1)
-        mixed = attend_causally(query, key, value, self.scale, masked)
+        mixed = attend_causally(query, key, value, self.scale)
         if self.fusion_self:
             own = F.linear(low, cast(self.low_weight, low), cast(self.low_bias, low))
             key, value = torch.relu_(own).chunk(2, -1)
-            mixed = mixed + attend_causally(query, key, value, self.scale, masked)
+            mixed = mixed + attend_causally(query, key, value, self.scale)
         u: Tensor = self.feed(normalize(linear(mixed, self.out) + low))
         return u
 

@@ -1,7 +1,7 @@
 """Stockformer as one would write it on a blackboard: slow, dense, and the yardstick of the fast path.
 
 Ma et al., 'Stockformer', 2024, arXiv 2401.06139, in the released code's reading, from the released code's
-own tensors (`official_state_dict`). No fused weights, no tiles, no custom gradients: autograd differentiates this.
+own tensors (`official_state_dict`). No fused weights, no tiles: autograd differentiates it.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manyhead.stocks.network.spatial import copy_attention_reference
+from manyhead.stocks.network.copying import copy_attention_reference
 
 Weights = Mapping[str, Tensor]
 

@@ -12,7 +12,6 @@ paper's reading is an option. Notable here:
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyhead.errors import InputError
@@ -38,7 +37,7 @@ class Forecast(NamedTuple):
 class StartEmbedding(nn.Module):
     """FF(features, D, D) for either branch, whose inputs differ in the first column only.
 
-    The columns that the branches share, trend and factors, go through one product with both weights.
+    The factors are never copied beside the other columns: they are multiplied where they lie.
     """
 
     def __init__(self, features: int, dim: int) -> None:
@@ -48,14 +47,16 @@ class StartEmbedding(nn.Module):
         self.second_high = nn.Linear(dim, dim)
 
     def forward(self, low: Tensor, high: Tensor, trend: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
-        weight, bias = cast(self.first.weight, bonus), cast(self.first.bias, bonus)
-        own_low, own_high = weight[:, 0].chunk(2)
-        zero = torch.zeros_like(own_low)
-        columns = torch.stack([torch.cat([own_low, zero]), torch.cat([zero, own_high]), weight[:, 1]], 1)
-        hidden = F.linear(bonus, weight[:, 2:], bias)
-        hidden = hidden + F.linear(torch.stack([low, high, trend], -1), columns)
-        hidden_low, hidden_high = torch.relu_(hidden).chunk(2, -1)
-        return linear(hidden_low, self.second_low), linear(hidden_high, self.second_high)
+        weights, biases = cast(self.first.weight, bonus).chunk(2), cast(self.first.bias, bonus).chunk(2)
+        branches = []
+        for x, weight, bias, second in zip(
+            (low, high), weights, biases, (self.second_low, self.second_high), strict=True
+        ):
+            hidden = torch.addmm(bias, bonus.flatten(0, 2), weight[:, 2:].t())
+            own = torch.stack([x, trend], -1).flatten(0, 2)  # two columns, added in place of a concatenation
+            hidden.addmm_(own, weight[:, :2].t()).relu_()
+            branches.append(linear(hidden, second).view(*x.shape, -1))
+        return branches[0], branches[1]
 
 
 class EncoderLayer(nn.Module):

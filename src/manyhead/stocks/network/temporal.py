@@ -1,36 +1,122 @@
 """The two views of time: causal attention for the low frequencies, a two-day convolution for the high ones.
 
-Ma et al., 'Stockformer', 2024, arXiv 2401.06139, section 3.2; released code's reading.
+Ma et al., 'Stockformer', 2024, arXiv 2401.06139, section 3.2; released code's reading. With y = x + te:
+
+    low:  z = LN(Linear(A V) + y), LN(FF(z) + z), A = softmax over earlier days of Q K' / sqrt(d)
+    high: dropout(relu(W_0 x[t-1] + W_1 x[t] + b))
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from manyhead.stocks.network.layers import FeedForward, cast, linear, normalize
+from manyhead.stocks.network.layers import (
+    FeedForward,
+    affine,
+    affine_backward,
+    cast,
+    norm,
+    norm_backward,
+    parameters,
+    relu_backward_,
+)
 
 WEEK, HORIZON = 5, 50  # lengths of the two one-hot codes of a day's temporal index
 MASKED = -(2.0**15) + 1  # score of a day that must not be seen
 
 
-def attend_causally(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, masked: float = MASKED
-) -> Tensor:
-    """Every stock's days attend to that stock's earlier days and their own.
+def later_days(days: int, device: torch.device) -> Tensor:
+    """`(days, days)` Booleans: the key's day comes after the query's."""
+    return torch.ones(days, days, dtype=torch.bool, device=device).triu(1)
+
+
+def _by_stock(x: Tensor) -> list[Tensor]:
+    """`(batch, days, stocks, dim)` as one view `(stocks, days, dim)` per batch element; nothing moves."""
+    return list(x.transpose(1, 2).unbind(0))
+
+
+def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Every day of a stock attends to that stock's days up to itself.
 
     Args:
-        query, key, value: `(batch, days, stocks, dim)`, any strides.
+        qkv: `(batch, days, stocks, 3 * dim)`.
         scale: multiplies the scores.
-        masked: score given to later days.
 
     Returns:
-        `(batch, days, stocks, dim)`.
+        The mixtures `(batch, days, stocks, dim)` and the weights `(batch, stocks, days, days)`.
     """
-    days = query.shape[1]
-    scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * scale  # (batch, stocks, days, days)
-    later = torch.ones(days, days, dtype=torch.bool, device=query.device).triu(1)
-    weights = scores.masked_fill(later, masked).softmax(-1)
-    return (weights @ value.transpose(1, 2)).transpose(1, 2)
+    batch, days, stocks, width = qkv.shape
+    out = qkv.new_empty(batch, days, stocks, width // 3)
+    weights = qkv.new_empty(batch, stocks, days, days)
+    query, key, value = (_by_stock(part) for part in qkv.chunk(3, -1))
+    for q, k, w in zip(query, key, weights, strict=True):
+        torch.baddbmm(w, q, k.mT, beta=0, alpha=scale, out=w)
+    weights.masked_fill_(later_days(days, qkv.device), MASKED)
+    torch._softmax(weights, -1, False, out=weights)
+    for w, v, o in zip(weights, value, _by_stock(out), strict=True):
+        torch.bmm(w, v, out=o)
+    return out, weights
+
+
+def causal_backward(grad: Tensor, qkv: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """Gradient of qkv."""
+    grad_qkv = torch.empty_like(qkv)
+    flow = torch.empty_like(weights)
+    query, key, value = (_by_stock(part) for part in qkv.chunk(3, -1))
+    grad_query, grad_key, grad_value = (_by_stock(part) for part in grad_qkv.chunk(3, -1))
+    for g, v, w, f, gv in zip(_by_stock(grad), value, weights, flow, grad_value, strict=True):
+        torch.bmm(g, v.mT, out=f)
+        torch.bmm(w.mT, g, out=gv)
+    torch._softmax_backward_data(flow, weights, -1, weights.dtype, grad_input=flow)
+    for f, q, k, gq, gk in zip(flow, query, key, grad_query, grad_key, strict=True):
+        torch.baddbmm(gq, f, k, beta=0, alpha=scale, out=gq)
+        torch.baddbmm(gk, f.mT, q, beta=0, alpha=scale, out=gk)
+    return grad_qkv
+
+
+class _TemporalBlock(torch.autograd.Function):
+    """Low frequencies' step from x, te and the weights of qkv, out, first and second; see the file's head."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, te: Tensor, scale: float, *weights: Tensor) -> Tensor:
+        qkv_w, qkv_b, out_w, out_b, first_w, first_b, second_w, second_b = weights
+        dim = x.shape[-1]
+        y = (x + te).view(-1, dim)
+        qkv = affine(y, qkv_w, qkv_b)
+        mixed, attention = causal_forward(qkv.view(*x.shape[:-1], 3 * dim), scale)
+        mixed = mixed.view(-1, dim)
+        z, spread = norm(affine(mixed, out_w, out_b).add_(y))
+        inner = affine(z, first_w, first_b).relu_()
+        out, out_spread = norm(affine(inner, second_w, second_b).add_(z))
+        out = out.view(x.shape)
+        ctx.save_for_backward(
+            y, qkv, attention, mixed, z, spread, inner, out, out_spread, qkv_w, out_w, first_w, second_w
+        )
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, qkv, attention, mixed, z, spread, inner, out, out_spread, *weights = ctx.saved_tensors
+        qkv_w, out_w, first_w, second_w = weights
+        shape, dim = grad.shape, grad.shape[-1]
+        flow = norm_backward(grad.reshape(-1, dim), out.view(-1, dim), out_spread)
+        second = affine_backward(flow, inner)
+        narrow = relu_backward_(flow @ second_w, inner)
+        first = affine_backward(narrow, z)
+        flow = norm_backward(flow.addmm_(narrow, first_w), z, spread)
+        output = affine_backward(flow, mixed)
+        grad_qkv = causal_backward(
+            (flow @ out_w).view(shape), qkv.view(*shape[:-1], 3 * dim), attention, ctx.scale
+        ).view(-1, 3 * dim)
+        projections = affine_backward(grad_qkv, y)
+        grad_y = flow.addmm_(grad_qkv, qkv_w).view(shape)
+        grad_te = grad_y.sum(2, keepdim=True) if ctx.needs_input_grad[1] else None
+        return grad_y, grad_te, None, *projections, *output, *first, *second
 
 
 class TemporalEmbedding(nn.Module):
@@ -66,15 +152,58 @@ class TemporalAttention(nn.Module):
         self.feed = FeedForward(dim, dim, dim, residual=True)
 
     def forward(self, x: Tensor, te: Tensor) -> Tensor:
-        x = x + te
-        query, key, value = linear(x, self.qkv).chunk(3, -1)
-        mixed = attend_causally(query, key, value, self.scale)
-        u: Tensor = self.feed(normalize(linear(mixed, self.out).add_(x)))
-        return u
+        weights = parameters(self.qkv, self.out, self.feed.first, self.feed.second, like=x)
+        out: Tensor = _TemporalBlock.apply(x, te, self.scale, *weights)  # type: ignore[no-untyped-call]
+        return out
+
+
+def dropped(like: Tensor, share: int) -> Tensor:
+    """Booleans that are true with probability share / 65536, from 16 random bits each."""
+    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return (bits.view(torch.int16)[: like.numel()] < share - 2**15).view(like.shape)
+
+
+class _Convolution(torch.autograd.Function):
+    """relu of the two-day convolution of `(batch, days, stocks, dim)`, zeroed with probability share / 65536.
+
+    A zeroed entry and one that the ReLU stops look the same, and have the same gradient: none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: Tensor, now: Tensor, bias: Tensor, share: int) -> Tensor:
+        batch, _, stocks, dim = x.shape
+        y = affine(x.reshape(-1, dim), now, bias).view(x.shape)
+        late, early = y.view(batch, -1, dim)[:, stocks:], x.reshape(batch, -1, dim)[:, :-stocks]
+        if early.numel():
+            torch.baddbmm(late, early, before.t().expand(batch, -1, -1), out=late)
+        y.relu_()
+        if share:
+            y.masked_fill_(dropped(y, share), 0)
+        ctx.save_for_backward(x, y, before, now)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, before, now = ctx.saved_tensors
+        batch, _, stocks, dim = x.shape
+        flow = torch.ops.aten.threshold_backward(grad.contiguous(), y, 0)
+        grad_now, grad_bias = affine_backward(flow.view(-1, dim), x.reshape(-1, dim))
+        grad_x = (flow.view(-1, dim) @ now).view(batch, -1, dim)
+        early, late = x.reshape(batch, -1, dim)[:, :-stocks], flow.view(batch, -1, dim)[:, stocks:]
+        target = grad_x[:, :-stocks]
+        if late.numel():
+            torch.baddbmm(target, late, before.expand(batch, -1, -1), out=target)
+        grad_before = torch.bmm(late.mT, early).sum(0)
+        return grad_x.view(x.shape), grad_before, grad_now, grad_bias, None
 
 
 class CausalConvolution(nn.Module):
     """`relu(W_0 x[t-1] + W_1 x[t] + b)` per stock with x[-1] = 0, then dropout: the model's only dropout.
+
+    Args:
+        dim: width D.
+        dropout: probability, rounded to a multiple of 1/65536.
 
     Shape:
         input and output `(batch, days, stocks, dim)`.
@@ -83,12 +212,16 @@ class CausalConvolution(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         taps = nn.Conv1d(dim, dim, 2)  # draws the initial weights as the released Conv2d does
+        assert taps.bias is not None
         self.weight = nn.Parameter(taps.weight.detach().permute(2, 0, 1).contiguous())  # (tap, out, in)
-        self.bias = nn.Parameter(taps.bias.detach().clone()) if taps.bias is not None else None
-        self.dropout = dropout
+        self.bias = nn.Parameter(taps.bias.detach().clone())
+        self.share = round(dropout * 2**16)
 
     def forward(self, x: Tensor) -> Tensor:
-        before, now = cast(self.weight, x)
-        y = F.linear(x, now, None if self.bias is None else cast(self.bias, x))
-        y = torch.cat([y[:, :1], y[:, 1:] + F.linear(x[:, :-1], before)], 1)
-        return F.dropout(torch.relu_(y), self.dropout, self.training)
+        share = self.share if self.training else 0
+        # What is kept is scaled up by 1 / (1 - p): through the weights, as relu(s z) = s relu(z).
+        scale = 2**16 / (2**16 - share)
+        before, now = cast(self.weight * scale, x)
+        bias = cast(self.bias * scale, x)
+        y: Tensor = _Convolution.apply(x, before, now, bias, share)  # type: ignore[no-untyped-call]
+        return y
