@@ -72,16 +72,18 @@ class Page:
 
     def chart(self, figure: go.Figure, caption: str = "", height: int = 360) -> None:
         """Add a plotly figure; `caption` says what to see in it."""
+        titled = any(note.yref == "paper" for note in figure.layout.annotations)
         figure.update_layout(
             template="none",
             height=height,
-            margin={"l": 56, "r": 18, "t": 34, "b": 44},
+            margin={"l": 56, "r": 18, "t": 66 if titled else 38, "b": 44},
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
             colorway=list(COLOURS),
             font={"family": "inherit", "size": 13},
             hoverlabel={"font": {"family": "inherit"}},
-            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            # above the plot, and above the titles of its parts
+            legend={"orientation": "h", "yref": "container", "y": 0.995, "yanchor": "top", "x": 0},
         )
         self._charts.append(figure.to_json())
         self._parts.append(

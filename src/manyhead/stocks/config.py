@@ -121,6 +121,7 @@ class Training(Section):
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     device: str = "cpu"
     seeds: tuple[int, ...] = (0,)
+    placebo: int | None = Field(None, description="seed that permutes labels within each day: no skill left")
 
 
 class Baselines(Section):

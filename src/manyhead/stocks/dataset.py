@@ -43,12 +43,19 @@ class Windows:
         factors: a source of standardised factor rows without NaN.
         time: (days + T2, 2) integer temporal index.
         alignment: which rows belong to a decision.
+        labels: (days, N) targets in place of `flow`, such as a placebo's; the return inputs stay true.
     """
 
     flow: NDArray[np.float32]
     factors: FactorSource
     time: NDArray[np.int64]
     alignment: Alignment
+    labels: NDArray[np.float32] | None = None
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """What a decision on each row is taken to have earned, (days, N)."""
+        return self.flow if self.labels is None else self.labels
 
     @property
     def reach(self) -> int:
@@ -83,8 +90,8 @@ class Windows:
             return decided[:, None] + (torch.arange(offsets.start, offsets.stop) - sample.decision)
 
         inputs = around(sample.factors)  # (B, T1)
-        target = self._flow(around(sample.targets))
-        returns = torch.nan_to_num(self._flow(around(sample.series)), nan=0.0)
+        target = _rows(self.targets, around(sample.targets))
+        returns = torch.nan_to_num(_rows(self.flow, around(sample.series)), nan=0.0)
         output_days = self.alignment.output_days
         return Batch(
             rows=decided,
@@ -98,13 +105,6 @@ class Windows:
             known=torch.isfinite(target),
         )
 
-    def _flow(self, rows: Tensor) -> Tensor:
-        """Rows of flow, NaN outside the calendar."""
-        days = len(self.flow)
-        inside = (rows >= 0) & (rows < days)
-        values = torch.from_numpy(self.flow)[rows.clamp(0, days - 1)]
-        return torch.where(inside[..., None], values, torch.nan)
-
     def _factors(self, inputs: Tensor) -> Tensor:
         """Factor rows of each window; neighbouring windows share one reading of their stretch."""
         first, last = int(inputs.min()), int(inputs.max())
@@ -113,6 +113,14 @@ class Windows:
         return torch.stack(
             [torch.from_numpy(self.factors.rows(int(window[0]), int(window[-1]) + 1)) for window in inputs]
         )
+
+
+def _rows(series: NDArray[np.float32], rows: Tensor) -> Tensor:
+    """Gather rows of a series, NaN outside the calendar."""
+    days = len(series)
+    inside = (rows >= 0) & (rows < days)
+    values = torch.from_numpy(series)[rows.clamp(0, days - 1)]
+    return torch.where(inside[..., None], values, torch.nan)
 
 
 @dataclass(frozen=True)

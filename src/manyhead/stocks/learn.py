@@ -108,7 +108,7 @@ def masked(
     absent = ~prepared.tradable[rows]
     if config.leaks.label_masking:
         # the released code overwrites names whose realised label is 0 or missing
-        still = np.nan_to_num(prepared.windows.flow[rows], nan=0.0) == 0
+        still = np.nan_to_num(prepared.windows.targets[rows], nan=0.0) == 0
         regression = np.where(still, np.float32(-1e9), regression)
         probability = None if probability is None else np.where(still, np.float32(0), probability)
     missing = np.float32(np.nan)
@@ -202,7 +202,7 @@ def _balancer(config: Config) -> Balancer:
 def _validate(model: Any, prepared: Prepared, rows: NDArray[np.int64]) -> dict[str, float]:
     """Mean absolute error of the return and mean daily IC of the scores on validation rows."""
     regression, probability = model.score(prepared.windows, rows)
-    flow = prepared.windows.flow[rows]
+    flow = prepared.windows.targets[rows]
     known = np.isfinite(flow) & (flow != 0)
     error = float(np.abs(regression - flow)[known].mean()) if known.any() else float("nan")
     skills = []

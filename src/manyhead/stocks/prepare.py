@@ -115,9 +115,16 @@ def prepare(
         nodes = relate(shown, flow, moved, config, seed)
     model = config.model
     time = _time_index(shown, model.output_days, config)
+    placebo = config.training.placebo
+    labels = None if placebo is None else permuted(flow, placebo)
     alignment = Alignment(model.alignment, model.input_days, model.output_days)
     return Prepared(
-        shown, moved, Windows(flow, factors, time, alignment), nodes, raw, (*shown.warnings, *warnings)
+        shown,
+        moved,
+        Windows(flow, factors, time, alignment, labels),
+        nodes,
+        raw,
+        (*shown.warnings, *warnings),
     )
 
 
@@ -187,6 +194,16 @@ def relate(
         method=wanted.method,
         seed=seed,
     )
+
+
+def permuted(flow: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Deal each day's known returns out anew among the symbols that have one: a placebo without skill."""
+    random = np.random.default_rng(seed)
+    dealt = flow.copy()
+    for day in dealt:
+        known = np.flatnonzero(np.isfinite(day))
+        day[known] = day[random.permutation(known)]
+    return dealt
 
 
 def _time_index(panel: Panel, output_days: int, config: Config) -> NDArray[np.int64]:

@@ -298,6 +298,7 @@ def _baselines(page: Page, result: "Result") -> None:
         "traded in the same way.",
     )
     page.table(*words.comparison(result))
+    page.table(*words.earnings(result))
     page.table(*words.by_split(result))
 
 

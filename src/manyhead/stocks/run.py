@@ -188,11 +188,11 @@ def _work(folder: str, item: Item) -> str:
         learn.save_attention(selector, prepared, test_rows, place)
     else:
         validation, test, facts["tuned"] = _baseline(item, prepared, config, validation_rows, test_rows)
-    choice, skill = choose(validation, windows.flow, config.portfolio.score)
+    choice, skill = choose(validation, windows.targets, config.portfolio.score)
     facts |= {"choice": choice, "validation_ic": skill}
     scores = pl.concat(
         [
-            table(scored, part, prepared.panel.dates, prepared.panel.symbols, windows.flow)
+            table(scored, part, prepared.panel.dates, prepared.panel.symbols, windows.targets)
             for part, scored in (("validation", validation), ("test", test))
         ]
     )

@@ -171,7 +171,7 @@ def facts(result: "Result") -> list[tuple[str, str]]:
         ),
         (
             "network",
-            f"width {config.model.dim}, {config.model.layers} layers, {config.model.input_days} days in, "
+            f"width {config.model.dim}, {config.model.layers} layer(s), {config.model.input_days} days in, "
             f"{config.model.output_days} out, alignment '{config.model.alignment}'",
         ),
         (
@@ -259,38 +259,46 @@ def training_caption(result: "Result") -> str:
 
 
 def comparison(result: "Result") -> Table:
-    """Skill and portfolio of every model, equal weights last."""
+    """Skill of every model."""
+    headings = ["model", "IC", "± SE", "ICIR", "RankIC", "± SE", "RankICIR", "direction", "majority"]
+    rows: list[list[str | Cell]] = [
+        [
+            _main(model.model),
+            f"{model.ic.estimate:+.4f}",
+            f"{model.ic_se:.4f}",
+            f"{model.icir:+.3f}",
+            f"{model.rank_ic.estimate:+.4f}",
+            f"{model.rank_ic_se:.4f}",
+            f"{model.rank_icir:+.3f}",
+            percent(model.accuracy),
+            percent(model.majority),
+        ]
+        for model in result.models
+    ]
+    return headings, rows, "Skill over all test days. SE: Newey-West over days."
+
+
+def earnings(result: "Result") -> Table:
+    """Portfolio of every model after costs, equal weights last."""
     headings = [
-        "model",
-        "IC",
-        "± SE",
-        "ICIR",
-        "RankIC",
-        "± SE",
-        "direction",
-        "majority",
+        "portfolio",
         "return a year",
+        "excess",
         "volatility",
         "Sharpe",
         "drawdown",
         "turnover",
-        "costs a year",
+        "costs",
     ]
+    bench = equal_weight(result)
     rows: list[list[str | Cell]] = []
     for model in result.models:
         book = result.books[model.model].metrics
-        look = "strong" if model.model == "stockformer" else ""
         rows.append(
             [
-                Cell(name(model.model), look),
-                f"{model.ic.estimate:+.4f}",
-                f"{model.ic_se:.4f}",
-                f"{model.icir:+.3f}",
-                f"{model.rank_ic.estimate:+.4f}",
-                f"{model.rank_ic_se:.4f}",
-                percent(model.accuracy),
-                percent(model.majority),
+                _main(model.model),
                 percent(book["annual_return"]),
+                percent(book["annual_return"] - bench["annual_return"]),
                 percent(book["volatility"]),
                 f"{book['sharpe']:.2f}",
                 percent(book["max_drawdown"]),
@@ -298,12 +306,11 @@ def comparison(result: "Result") -> Table:
                 percent(book["annual_cost"]),
             ]
         )
-    bench = equal_weight(result)
     rows.append(
         [
             name("equal_weight"),
-            *[Cell("", "quiet")] * 7,
             percent(bench["annual_return"]),
+            "",
             percent(bench["volatility"]),
             f"{bench['sharpe']:.2f}",
             percent(bench["max_drawdown"]),
@@ -311,7 +318,11 @@ def comparison(result: "Result") -> Table:
             "",
         ]
     )
-    return headings, rows, "Over all test days; portfolio figures after costs. SE: Newey-West over days."
+    return headings, rows, "Portfolios after costs; excess over equal weights, turnover a day, costs a year."
+
+
+def _main(model: str) -> Cell:
+    return Cell(name(model), "strong" if model == "stockformer" else "")
 
 
 def by_split(result: "Result") -> Table:

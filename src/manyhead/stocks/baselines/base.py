@@ -55,7 +55,7 @@ class Inputs:
 
     def returns(self, rows: Rows) -> Table:
         """Return what decisions on these rows earned, NaN where unknown: (rows, stocks)."""
-        return np.asarray(self.windows.flow[rows], np.float32)
+        return np.asarray(self.windows.targets[rows], np.float32)
 
     def targets(self, rows: Rows) -> Table:
         """Return these returns standardised across the stocks of each day; NaN where unknown."""
