@@ -30,10 +30,11 @@ class Bench:
     Args:
         build: makes the balancer from the names of the tasks.
         names: names of the tasks.
+        told: what the balancer is told unless a check says otherwise: 'shared', 'representation'.
     """
 
-    def __init__(self, build: Build, names: Sequence[str]) -> None:
-        self.build, self.names = build, list(names)
+    def __init__(self, build: Build, names: Sequence[str], told: Sequence[str] = ("shared",)) -> None:
+        self.build, self.names, self.told = build, list(names), tuple(told)
 
     def model(self, alike: bool = False, dtype: torch.dtype = torch.float64) -> MultiTask:
         """The network, the same at each call; with `alike` every head has the same weights."""
@@ -84,12 +85,12 @@ class Bench:
         balancer: Balancer | None = None,
         scale: Mapping[str, float] | None = None,
         order: Sequence[str] | None = None,
-        told: Sequence[str] = ("shared",),
+        told: Sequence[str] | None = None,
     ) -> Gradients:
         """The gradients that a balancer leaves on a fresh model, from a fixed random state.
 
         Args:
-            told: which of 'shared' and 'representation' the balancer is told.
+            told: what the balancer is told; that of the bench if left out.
         """
         model = model or self.model()
         batch = batch or self.batch()
@@ -100,7 +101,7 @@ class Bench:
             return self.losses(model, batch, scale, order)
 
         losses = forward()
-        known = {name: getattr(losses, name) for name in told}
+        known = {name: getattr(losses, name) for name in (self.told if told is None else told)}
         balancer.backward(losses, recompute=forward, **known)
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -121,12 +122,19 @@ class Bench:
         return {key: parameter.grad for key, parameter in model.named_parameters()}
 
 
-def check_balancer(build: Build, *, tasks: int = 3, excuses: Mapping[str, str] | None = None) -> list[Check]:
+def check_balancer(
+    build: Build,
+    *,
+    tasks: int = 3,
+    told: Sequence[str] = ("shared",),
+    excuses: Mapping[str, str] | None = None,
+) -> list[Check]:
     """Check that a balancer keeps the contract of `manyhead.tasks.Balancer`.
 
     Args:
         build: makes a new balancer from the names of the tasks, the same at each call.
         tasks: how many tasks the main problem has; 3 or more.
+        told: which of 'shared' and 'representation' the balancer must be told to work.
         excuses: name of a check -> why it does not apply, such as
             `{"invariant_to_task_order": "PCGrad visits the tasks in random order"}`.
 
@@ -138,7 +146,7 @@ def check_balancer(build: Build, *, tasks: int = 3, excuses: Mapping[str, str] |
     """
     if tasks < 3:
         raise InputError(f"tasks must be at least 3, got {tasks}")
-    bench = Bench(build, [f"task{index}" for index in range(tasks)])
+    bench = Bench(build, [f"task{index}" for index in range(tasks)], told)
     checks = {check.__name__: partial(check, bench) for check in CHECKS}
     return run_checks(type(build(bench.names)).__name__, checks, excuses)
 
@@ -238,19 +246,19 @@ def heads_ignore_other_tasks(bench: Bench) -> None:
 
 def a_single_task_keeps_its_direction(bench: Bench) -> None:
     name = bench.names[0]
-    alone = Bench(bench.build, [name])
+    alone = Bench(bench.build, [name], bench.told)
     found = alone.gradients(balancer=alone.balancer())
     reference = alone.of_task(name)
     _parallel(alone.shared(found), alone.shared(reference), "a single task")
 
 
 def two_tasks_work(bench: Bench) -> None:
-    pair = Bench(bench.build, bench.names[:2])
+    pair = Bench(bench.build, bench.names[:2], bench.told)
     assert torch.isfinite(pair.shared(pair.gradients())).all()
 
 
 def many_tasks_work(bench: Bench) -> None:
-    crowd = Bench(bench.build, [f"task{index}" for index in range(12)])
+    crowd = Bench(bench.build, [f"task{index}" for index in range(12)], bench.told)
     assert torch.isfinite(crowd.shared(crowd.gradients())).all()
 
 
@@ -270,7 +278,7 @@ def finds_the_shared_parameters_itself(bench: Bench) -> None:
 
 def takes_a_representation(bench: Bench) -> None:
     told = bench.gradients(told=("shared", "representation"))
-    _compare(told, bench.gradients(), "with the representation", tolerance=1e-6)
+    _compare(told, bench.gradients(told=("shared",)), "with the representation", tolerance=1e-6)
 
 
 def survives_gradients_of_zero(bench: Bench) -> None:
@@ -320,7 +328,8 @@ def leaves_no_jacobian_behind(bench: Bench) -> None:
 def frees_the_graph(bench: Bench) -> None:
     model, balancer = bench.model(), bench.balancer()
     losses = bench.losses(model, bench.batch())
-    balancer.backward(losses, shared=losses.shared, recompute=lambda: bench.losses(model, bench.batch()))
+    known = {name: getattr(losses, name) for name in bench.told}
+    balancer.backward(losses, recompute=lambda: bench.losses(model, bench.batch()), **known)
     for name, loss in losses.items():
         try:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -61,6 +61,8 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             if flat.untyped_storage().data_ptr() in storages:
                 flat = flat.clone()
             storages.add(flat.untyped_storage().data_ptr())
+            while path in tensors:  # 'a.b' may be one key or two
+                path += "'"
             tensors[path] = flat
             return {"__tensor__": path}
         if isinstance(value, np.ndarray):
@@ -112,13 +114,13 @@ def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: unpack(value, tensors) for key, value in plain.items()}
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the tensors' bytes, by name."""
-    total = hashlib.sha256()
+def digest(plain: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a text and over the names, types, shapes and bytes of tensors."""
+    total = hashlib.sha256(plain.encode())
     for name in sorted(tensors):
-        total.update(name.encode())
-        content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        total.update(content.data)
+        total.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        if tensors[name].numel():
+            total.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -133,10 +135,8 @@ def save_state(path: str | Path, state: Any) -> None:
         CheckpointError: if it could not be written; what stood at `path` before still stands there.
     """
     plain, tensors = pack(state)
-    header = {
-        "manyhead": json.dumps({"format": FORMAT, "version": __version__, "state": plain}),
-        "sha256": digest(tensors),
-    }
+    text = json.dumps({"format": FORMAT, "version": __version__, "state": plain})
+    header = {"manyhead": text, "sha256": digest(text, tensors)}
     content = memoryview(to_bytes(tensors, metadata=header))
     try:
         with atomic(path) as stream:
@@ -158,13 +158,13 @@ def load_state(path: str | Path) -> Any:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        if header["sha256"] != digest(header["manyhead"], tensors):
+            raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
         held = json.loads(header["manyhead"])
         if held["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} has checkpoint format {held['format']}, this version reads {FORMAT}"
             )
-        if header["sha256"] != digest(tensors):
-            raise CheckpointError(f"{path} is damaged: its tensors do not match their checksum")
         return unpack(held["state"], tensors)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         if isinstance(error, CheckpointError):

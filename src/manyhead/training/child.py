@@ -1,7 +1,6 @@
 """One attempt of a training run in a forked process that may be killed, starved or paused."""
 
 import contextlib
-import hashlib
 import json
 import os
 import select
@@ -127,13 +126,11 @@ def _live(
 def fingerprint(result: Any, folder: Path) -> str:
     """A hash of what a run returned and of the checkpoint that it left, wall-clock times aside."""
     plain, tensors = pack(_timeless(result))
-    total = hashlib.sha256(json.dumps(plain).encode())
-    total.update(digest(tensors).encode())
+    total = digest(json.dumps(plain), tensors)
     if (folder / CHECKPOINT).exists():
         plain, tensors = pack(_timeless(load_state(folder / CHECKPOINT)))
-        total.update(json.dumps(plain).encode())
-        total.update(digest(tensors).encode())
-    return total.hexdigest()
+        total += digest(json.dumps(plain), tensors)
+    return total
 
 
 def _timeless(value: Any) -> Any:
