@@ -13,6 +13,9 @@ def run(arrays: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     sectors = sector_codes(arrays["in_industry"].tolist())
     size = np.log(arrays["in_cap"])
     ours = np.stack(
-        [standardised(residual(factor, size[day], sectors)) for day, factor in enumerate(arrays["in_factor"])]
+        [
+            standardised(residual(factor.T, size[day], sectors)).T
+            for day, factor in enumerate(arrays["in_factor"])
+        ]
     )
     return {f"factor{f}": (ours[..., f], arrays["out"][..., f]) for f in range(ours.shape[-1])}

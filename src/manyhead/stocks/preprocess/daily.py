@@ -4,6 +4,7 @@ Stockformer (Ma, Xue, Lu and Chen, 2023, arXiv 2401.06139), section on factor pr
 processors of Qlib (arXiv 2009.11189) that its released inputs went through. All sums are in float64.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,37 +132,54 @@ class FillMissing(Daily):
 
 
 def standardised(values: Floats) -> Floats:
-    """Z-score the columns of one day, (symbols, factors); see `CrossSectionZScore`."""
+    """Z-score each factor of one day, (factors, symbols); see `CrossSectionZScore`."""
     finite = np.where(np.isfinite(values), values, np.nan)
-    centred = finite - mean(finite)
+    middle = mean(finite)
+    centred = finite - middle
     spread = deviation(centred)
-    flat = ~(spread > FLAT * np.sqrt(mean(finite * finite)))
-    return np.where(flat & np.isfinite(finite), 0.0, centred / np.where(flat, 1.0, spread))
+    # root mean square of the values, from mean and deviation
+    size = np.hypot(middle, np.where(np.isnan(spread), 0, spread))
+    moving = spread > FLAT * size
+    return np.where(moving, centred / np.where(moving, spread, 1.0), 0.0 * finite)
 
 
 def mean(values: Floats) -> Floats:
-    """Mean of each column, missing values left out; NaN for a column without values."""
-    present = ~np.isnan(values)
-    count = present.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        average: Floats = np.where(present, values, 0.0).sum(axis=0) / count
-    return average
+    """Mean of each factor, (factors, 1), missing values left out; NaN for one without values."""
+    missing = np.isnan(values)
+    if not missing.any():
+        average: Floats = values.mean(axis=-1, keepdims=True)
+        return average
+    count = (~missing).sum(axis=-1, keepdims=True)
+    total: Floats = np.where(missing, 0.0, values).sum(axis=-1, keepdims=True)
+    return total / np.where(count > 0, count, np.nan)
 
 
 def deviation(centred: Floats) -> Floats:
-    """Sample standard deviation of each already centred column; NaN below two values."""
-    count = (~np.isnan(centred)).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread: Floats = np.sqrt(
-            np.nansum(centred * centred, axis=0) / np.where(count > 1, count - 1, np.nan)
-        )
-    return spread
+    """Sample standard deviation of each already centred factor, (factors, 1); NaN below two values."""
+    square = centred * centred
+    missing = np.isnan(square)
+    count = (~missing).sum(axis=-1, keepdims=True)
+    square[missing] = 0.0
+    total: Floats = square.sum(axis=-1, keepdims=True)
+    return np.sqrt(total / np.where(count > 1, count - 1, np.nan))
 
 
 def median(values: Floats) -> Floats:
-    """Median of each column, missing values left out; NaN for a column without values."""
-    ordered = np.sort(np.ascontiguousarray(values.T), axis=-1)  # (factors, symbols), NaN last
-    count = ordered.shape[-1] - np.isnan(ordered).sum(axis=-1, keepdims=True)
-    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
-    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
-    return np.where(count > 0, (lower + upper) / 2, np.nan)[:, 0]
+    """Median of each factor, (factors, 1), missing values left out; NaN for one without values."""
+    middle = np.full((len(values), 1), np.nan)
+    for factors, symbols in by_gaps(np.isnan(values)):
+        count = len(symbols)
+        if count:
+            ends = ((count - 1) // 2, count // 2)
+            known = np.partition(values[np.ix_(factors, symbols)], ends, axis=-1)
+            middle[factors, 0] = (known[:, ends[0]] + known[:, ends[1]]) / 2
+    return middle
+
+
+def by_gaps(missing: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield (factors, symbols that they have) for factors with the same missing symbols."""
+    groups: dict[bytes, list[int]] = {}
+    for factor, gaps in enumerate(np.packbits(missing, axis=-1)):
+        groups.setdefault(gaps.tobytes(), []).append(factor)
+    for members in groups.values():
+        yield np.array(members), np.flatnonzero(~missing[members[0]])

@@ -3,8 +3,8 @@
 Stockformer (Ma, Xue, Lu and Chen, 2023, arXiv 2401.06139), factor pre-processing: each day, ordinary least
 squares of the factor on [ln(market value), one dummy a sector], without a further intercept; the
 residual goes on. By the theorem of Frisch, Waugh and Lovell the residual is that of the within-sector
-deviations on the within-sector deviations of size: sums over sectors, for all factors at once, each with
-its own missing symbols.
+deviations on the within-sector deviations of size: one projection for all factors that miss the same
+symbols.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from manyhead.errors import InputError
 from manyhead.stocks.panel import Panel
+from manyhead.stocks.preprocess.daily import by_gaps
 from manyhead.stocks.preprocess.pipeline import Daily
 
 Floats = NDArray[np.float64]
@@ -46,43 +47,45 @@ class Neutralise(Daily):
         size = None if self.size is None else np.asarray(self.size[row], np.float64)
         if size is not None and not np.isfinite(size).any():
             size = None  # no size is known that day
-        codes = np.zeros(len(values), np.int64) if self.sectors is None else sector_codes(self.sectors)
+        codes = np.zeros(values.shape[1], np.int64) if self.sectors is None else sector_codes(self.sectors)
         return residual(values, size, codes)
 
 
 def residual(values: Floats, size: Floats | None, sectors: NDArray[np.integer]) -> Floats:
-    """Residual of each column on [size, sector dummies], missing rows left out.
+    """Residual of each factor on [size, sector dummies], missing symbols left out.
 
     Args:
-        values: (symbols, factors).
+        values: (factors, symbols).
         size: (symbols,), or None.
         sectors: (symbols,) codes from 0.
 
     Returns:
-        (symbols, factors); NaN where the value or the symbol's size is missing.
+        (factors, symbols); NaN where the value or the symbol's size is missing.
     """
-    present = np.isfinite(values)
+    missing = ~np.isfinite(values)
     if size is not None:
-        present &= np.isfinite(size)[:, None]
-    member = (sectors == np.arange(sectors.max(initial=0) + 1)[:, None]).astype(
-        np.float64
-    )  # (sectors, symbols)
-    weight = present.astype(np.float64)
-    count = np.maximum(member @ weight, 1)  # (sectors, factors)
+        missing |= ~np.isfinite(size)
+    left = np.full(values.shape, np.nan)
+    for factors, symbols in by_gaps(missing):
+        symbols = symbols[np.argsort(sectors[symbols], kind="stable")]  # sector by sector
+        if len(symbols) == 0:
+            continue
+        first = np.flatnonzero(np.diff(sectors[symbols], prepend=-1))  # where each sector begins
+        count = np.diff(first, append=len(symbols))
+        within = _within(values[np.ix_(factors, symbols)], first, count)
+        if size is not None:
+            extent = _within(size[symbols][None], first, count)
+            square = (extent * extent).sum()
+            if square > 0:
+                within -= (within * extent).sum(axis=-1, keepdims=True) / square * extent
+        left[np.ix_(factors, symbols)] = within
+    return left
 
-    def within(column: Floats) -> Floats:
-        """Deviations from the sector's mean over the present symbols; 0 where missing."""
-        kept = np.where(present, column, 0.0)
-        deviation: Floats = (kept - ((member @ kept) / count)[sectors]) * weight
-        return deviation
 
-    left = within(values)
-    if size is not None:
-        extent = within(np.broadcast_to(size[:, None], values.shape))
-        square = (extent * extent).sum(axis=0)
-        slope = (extent * left).sum(axis=0) / np.where(square > 0, square, 1)
-        left = left - slope * extent
-    return np.where(present, left, np.nan)
+def _within(values: Floats, first: NDArray[np.int64], count: NDArray[np.int64]) -> Floats:
+    """Deviations from the mean of each stretch of the last axis."""
+    means = np.add.reduceat(values, first, axis=-1) / count
+    return values - np.repeat(means, count, axis=-1)
 
 
 def sector_codes(sectors: Sequence[Hashable | None]) -> NDArray[np.int64]:

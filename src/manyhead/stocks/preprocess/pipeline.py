@@ -61,7 +61,7 @@ class Daily:
     """A step that learns nothing and treats each day by itself; subclasses write `day`."""
 
     def day(self, values: NDArray[np.float64], row: int) -> NDArray[np.float64]:
-        """Transform the (symbols, factors) of calendar row `row`."""
+        """Transform calendar row `row`: (factors, symbols), each factor's cross-section contiguous."""
         raise NotImplementedError
 
     def fit(self, source: FactorSource, rows: range) -> State:
@@ -70,14 +70,22 @@ class Daily:
 
     def apply(self, source: FactorSource, state: State) -> FactorSource:
         """Return the source of transformed days."""
-        return Derived(source, self._change)
+        return _days(source, (self,))
 
-    def _change(self, values: Rows, first: int) -> Rows:
-        # day by day: sums must not depend on how many days were asked for together
+
+def _days(source: FactorSource, steps: tuple[Daily, ...]) -> FactorSource:
+    """Apply adjoining daily steps, in float64 from the first to the last."""
+
+    def change(values: Rows, first: int) -> Rows:
         changed = np.empty(values.shape, np.float32)
-        for index, one in enumerate(values):
-            changed[index] = self.day(one.astype(np.float64), first + index)
+        for index, one in enumerate(values):  # by day: sums must not depend on the days asked together
+            day = np.ascontiguousarray(one.T, np.float64)
+            for step in steps:
+                day = step.day(day, first + index)
+            changed[index] = day.T
         return changed
+
+    return Derived(source, change)
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,15 @@ class Fitted:
 
     def apply(self, source: FactorSource) -> FactorSource:
         """Return the transformed source; rows are computed when asked for."""
+        daily: tuple[Daily, ...] = ()
         for step, state in zip(self.steps, self.states, strict=True):
+            if isinstance(step, Daily):
+                daily = (*daily, step)
+                continue
+            if daily:
+                source, daily = _days(source, daily), ()
             source = step.apply(source, state)
-        return source
+        return _days(source, daily) if daily else source
 
     def state(self) -> State:
         """Return everything learnt as one flat mapping, for a checkpoint."""
@@ -125,10 +139,10 @@ class Pipeline:
         """
         if not 0 <= rows.start < rows.stop <= source.days:
             raise InputError(f"training rows {rows.start}..{rows.stop} do not lie in 0..{source.days}")
-        states = []
-        for step in self.steps:
-            states.append(step.fit(source, rows))
-            source = step.apply(source, states[-1])
+        states: list[State] = []
+        for index, step in enumerate(self.steps):
+            before = Fitted(self.steps[:index], tuple(states)).apply(source)
+            states.append(step.fit(before, rows))
         return Fitted(self.steps, tuple(states))
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> Fitted:
