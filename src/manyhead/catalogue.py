@@ -7,7 +7,7 @@ from manyhead.errors import InputError
 from manyhead.system import System
 
 # slug of every system, in `manyhead/systems/<slug>.py`, each with one `SYSTEM`
-SLUGS: tuple[str, ...] = ()
+SLUGS: tuple[str, ...] = ("stockformer",)
 
 
 def load(slug: str) -> System:
