@@ -121,6 +121,12 @@ class Account:
         columns = np.flatnonzero(self.amount)
         return columns[np.argsort(self._opened[columns])]
 
+    def place(self, column: int, amount: float, price: float, days: int = 0) -> None:
+        """Put a position into the account that was there before the first day."""
+        self.amount[column], self.price[column], self.days[column] = amount, price, days
+        self._opened[column] = self._openings
+        self._openings += 1
+
     def sell(self, day: int, columns: Columns, amounts: Matrix) -> None:
         """Sell shares at the day's price; more than is held only where the exchange lets one go short."""
         market = self.market
