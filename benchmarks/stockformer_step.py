@@ -1,9 +1,9 @@
 """One training step of Stockformer: seconds, peak memory, and efficiency against one large matrix product.
 
-Efficiency is (time of one large float32 matrix product with as many FLOPs as the step) / (time of the step). FLOPs
-are those of the mathematical step, counted analytically: forward plus twice as many backward, without recomputation,
-without the unneeded gradient of the inputs. Products that the copy step makes superfluous are counted in
-`efficiency`, as the released code performs them, and left out in `efficiency_performed`.
+Efficiency is (time of one large float32 matrix product with as many FLOPs as the step) / (time of the step).
+FLOPs are those of the mathematical step, counted analytically: forward plus twice as many backward, without
+recomputation and without the unneeded gradient of the inputs. Products that the copy step makes superfluous
+are counted in `efficiency`, as the released code performs them, and left out in `efficiency_performed`.
 
 Every case runs in a process of its own, so that peak memory is that of the case. Run:
 
@@ -12,6 +12,7 @@ Every case runs in a process of its own, so that peak memory is that of the case
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -30,7 +31,7 @@ from manyhead.stocks.network import Stockformer
 from manyhead.stocks.network.spatial import SpatialAttention
 
 DAYS, AHEAD, FEATURES, DIM, LAYERS = 20, 2, 362, 128, 2
-RELEASED = {"seconds": 10.7, "peak_gb": 6.6, "efficiency": 0.05}  # the released code, N = 300, B = 4, two threads
+RELEASED = {"seconds": 10.7, "peak_gb": 6.6, "efficiency": 0.05}  # N = 300, B = 4, two threads
 
 
 def step_flops(
@@ -44,7 +45,7 @@ def step_flops(
     ahead: int = AHEAD,
     copied: float = 1.0,
 ) -> float:
-    """Matrix-product FLOPs of forward and backward; `copied` is the share of attention rows that are copied."""
+    """Matrix-product FLOPs of forward and backward; `copied`: the share of attention rows that are copied."""
     tokens, later = batch * days * stocks, batch * ahead * stocks
     square = dim * dim
     first = 2 * tokens * features * dim  # start embeddings, first map: no gradient of their input
@@ -88,7 +89,7 @@ def training_step(batch: int, stocks: int, bfloat16: bool) -> tuple[Callable[[],
     given = inputs(batch, stocks)
     target = torch.randn(batch, AHEAD, stocks) * 0.02
     direction = (target > 0).long()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -176,6 +177,7 @@ def measure(batch: int, stocks: int, bfloat16: bool, threads: int, repeats: int)
         "gflop": flops / 1e9,
         "peak_gb": peak / 1e9,
         "peak_gb_above_start": (peak - before) / 1e9,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -193,19 +195,21 @@ def main() -> None:
         print(json.dumps(measure(batch, stocks, bool(bfloat16), chosen.threads, repeats)))
         return
     rows = []
-    print(f"{'stocks':>6} {'batch':>5} {'precision':>9} {'s/step':>8} {'effic.':>7} {'performed':>9} {'peak GB':>8}")
+    columns = {"stocks": 6, "batch": 5, "precision": 9, "seconds": 8, "efficiency": 10}
+    columns |= {"efficiency_performed": 20, "peak_gb": 8, "peak_gb_above_start": 19}
+    print(" ".join(f"{name:>{width}}" for name, width in columns.items()))
     for stocks in chosen.stocks:
-        batch, repeats = (4, chosen.repeats) if stocks <= 300 else (1, chosen.repeats if stocks <= 1000 else 0)
+        batch, repeats = (
+            (4, chosen.repeats) if stocks <= 300 else (1, chosen.repeats if stocks <= 1000 else 0)
+        )
         for bfloat16 in (0, 1):
             case = [str(x) for x in (batch, stocks, bfloat16, repeats)]
             command = [sys.executable, __file__, "--threads", str(chosen.threads), "--case", *case]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             rows.append(row)
-            print(
-                f"{stocks:>6} {batch:>5} {row['precision']:>9} {row['seconds']:>8.3f} {row['efficiency']:>7.2f} "
-                f"{row['efficiency_performed']:>9.2f} {row['peak_gb']:>8.2f}",
-                flush=True,
-            )
+            cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else row[name] for name in columns]
+            aligned = zip(cells, columns.values(), strict=True)
+            print(" ".join(f"{cell:>{width}}" for cell, width in aligned), flush=True)
     if chosen.json:
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
         result = {"machine": machine | {"threads": chosen.threads}, "released": RELEASED, "cases": rows}

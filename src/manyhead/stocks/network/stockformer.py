@@ -190,7 +190,7 @@ class Stockformer(nn.Module):
             available: `(batch, T1, stocks)` Booleans; absent stocks are not attended to. None is the released
                 code: every stock is there every day.
         """
-        dtype = self._precision(low, te, bonus, trend, adjgat, available)
+        dtype = self._precision(low, high, te, bonus, trend, adjgat, available)
         with torch.autocast(low.device.type, enabled=False):
             day = self.day(te, dtype)
             low, high = self._encode(low, high, day, bonus, trend, adjgat, available)
@@ -224,7 +224,7 @@ class Stockformer(nn.Module):
             `(layers, 2, stocks, stocks)`: layer, branch (low, high), receiving stock, attended stock. Row n
             is the mean of the rows A[i*(n)] that stock n copies; rows sum to 1.
         """
-        dtype = self._precision(low, te, bonus, trend, adjgat, available)
+        dtype = self._precision(low, high, te, bonus, trend, adjgat, available)
         with torch.autocast(low.device.type, enabled=False):
             seen: list[Tensor] = []
             self._encode(low, high, self.day(te, dtype), bonus, trend, adjgat, available, seen)
@@ -255,12 +255,20 @@ class Stockformer(nn.Module):
         return low, high
 
     def _precision(
-        self, low: Tensor, te: Tensor, bonus: Tensor, trend: Tensor, adjgat: Tensor, available: Tensor | None
+        self,
+        low: Tensor,
+        high: Tensor,
+        te: Tensor,
+        bonus: Tensor,
+        trend: Tensor,
+        adjgat: Tensor,
+        available: Tensor | None,
     ) -> torch.dtype:
         """The precision to compute in, after a check that the inputs fit together."""
         batch, _, stocks = low.shape if low.ndim == 3 else (0, 0, 0)
         expected = {
             "low": (low, (batch, self.input_days, stocks)),
+            "high": (high, (batch, self.input_days, stocks)),
             "te": (te, (batch, self.input_days + self.output_days, 2)),
             "bonus": (bonus, (batch, self.input_days, stocks, self.features - 2)),
             "trend": (trend, (batch, self.input_days, stocks)),
