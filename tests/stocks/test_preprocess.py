@@ -165,6 +165,19 @@ def test_neutral_factors_have_no_size_and_no_sector_left() -> None:
         Neutralise(size, sectors[:-1])
 
 
+def test_what_size_and_sector_explain_leaves_zero_not_amplified_rounding() -> None:
+    random = np.random.default_rng(1)
+    size = random.normal(20, 2, (1, 60))
+    sectors = ["a", "b", "c"] * 20
+    effect = np.array([0.1, 0.7, -0.3] * 20)
+    values = np.stack([np.full((1, 60), 0.3), 0.05 * size + effect, size**2], axis=-1)
+    pipeline = Pipeline((Neutralise(size, sectors), CrossSectionZScore(), FillMissing()))
+    source = Factors(("constant", "explained", "curved"), values.astype(np.float32))
+    out = pipeline.fit(source, range(0, 1)).apply(source).rows(0, 1)
+    assert (out[..., :2] == 0).all()
+    np.testing.assert_allclose(out[..., 2].std(ddof=1), 1, rtol=1e-5)
+
+
 def test_the_size_proxy_is_the_log_of_the_median_money() -> None:
     panel = random_panel(30, 3, gaps=0.1, seed=8)
     proxy = log_dollar_volume(panel)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from manyhead.errors import InputError
 from manyhead.stocks.panel import Panel
-from manyhead.stocks.preprocess.daily import by_gaps
+from manyhead.stocks.preprocess.daily import FLAT, by_gaps
 from manyhead.stocks.preprocess.pipeline import Daily
 
 Floats = NDArray[np.float64]
@@ -72,12 +72,16 @@ def residual(values: Floats, size: Floats | None, sectors: NDArray[np.integer]) 
             continue
         first = np.flatnonzero(np.diff(sectors[symbols], prepend=-1))  # where each sector begins
         count = np.diff(first, append=len(symbols))
-        within = _within(values[np.ix_(factors, symbols)], first, count)
+        known = values[np.ix_(factors, symbols)]
+        within = _within(known, first, count)
         if size is not None:
             extent = _within(size[symbols][None], first, count)
             square = (extent * extent).sum()
             if square > 0:
                 within -= (within * extent).sum(axis=-1, keepdims=True) / square * extent
+        # what size and sector explain up to float32 rounding must not be blown up by the next z-score
+        noise = np.square(within).sum(axis=-1) <= FLAT**2 * np.square(known).sum(axis=-1)
+        within[noise] = 0.0
         left[np.ix_(factors, symbols)] = within
     return left
 
