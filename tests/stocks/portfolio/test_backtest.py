@@ -24,6 +24,7 @@ from manyhead.stocks.portfolio import (
     backtest_files,
     equal_weight_returns,
     exchange,
+    simple_topk,
 )
 from tests.stocks.portfolio.markets import business_days, random_panel, smooth_panel
 
@@ -216,6 +217,28 @@ def test_a_delisted_name_is_paid_out_or_named() -> None:
     assert paid.orders["reason"].to_list() == ["", "delisted"]
 
 
+def test_full_rebalancing_on_the_day_of_the_score_is_the_released_notebook() -> None:
+    panel, rng = smooth_panel(11, 50, 9), np.random.default_rng(11)
+    scores = rng.normal(size=(50, 9))
+    notebook = simple_topk(panel["close"], scores, k=4)
+    ours = backtest(panel, scores, Rebalance(TopK(4)), "free", lag=0)
+    np.testing.assert_allclose(ours.report["account"] / 1e8, notebook.nav, rtol=1e-9)
+    np.testing.assert_allclose(ours.report["turnover"][:1], notebook.turnover[:1])
+
+
+def test_an_account_that_is_worth_nothing_stops() -> None:
+    close = np.full((8, 2), 10.0)
+    close[4:, 1] = 40.0  # what is sold short quadruples
+    panel = Panel(business_days(8), ("A", "B"), {"close": close})
+    result = backtest(
+        panel, np.tile([1.0, 0.0], (8, 1)), Rebalance(LongShort(0.5)), exchange("free", short=True)
+    )
+    assert any("worth nothing on 2021-01-08" in warning for warning in result.warnings)
+    assert result.report["account"].to_list() == pytest.approx([1e8] * 3 + [-2e8] * 4)
+    assert not result.amounts[3:].any()
+    assert result.orders["date"].max() < panel.dates[4].astype(object)
+
+
 def test_metrics_agree_with_the_report_and_tables_survive_a_save(tmp_path: Path) -> None:
     panel, rng = smooth_panel(8, 100, 10), np.random.default_rng(8)
     result = backtest(panel, rng.normal(size=(100, 10)), TopkDropout(3, 1), "us", benchmark="hold")
@@ -261,7 +284,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "benchmark shape": ({"benchmark": np.zeros(3)}, "one return a day"),
     "benchmark table": ({"benchmark": pl.DataFrame({"x": [1]})}, "date, return"),
     "unknown": ({"unknown": "ignore"}, "'warn' or 'error'"),
-    "lot": ({"exchange": "deal price"}, "there is no exchange"),
+    "exchange": ({"exchange": 5}, "exchange must be"),
+    "a book as strategy": ({"strategy": TopK(2)}, "wrap a book in Rebalance"),
+    "no strategy": ({"strategy": "topk"}, "method 'trader'"),
 }
 
 
@@ -269,4 +294,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_wrong_arguments_are_named(case: str) -> None:
     arguments, message = BAD[case]
     with pytest.raises(InputError, match=message):
-        backtest(smooth_panel(), np.zeros((60, 10)), TopkDropout(2, 1), **arguments)
+        backtest(smooth_panel(), np.zeros((60, 10)), **arguments)
+    with pytest.raises(InputError, match="method 'weights'"):
+        Rebalance(TopkDropout())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from manyhead.stocks.portfolio import (
     TopkDropout,
     backtest,
     break_even_cost,
+    count_luck,
     deflated_sharpe,
     expected_maximum_sharpe,
     minimum_backtest_years,
@@ -131,6 +132,26 @@ def test_the_break_even_cost_leaves_nothing() -> None:
     assert break_even_cost([0.01, 0.03], [0.5, 0.5], 0.01) == pytest.approx(200)
     assert break_even_cost([0.01, 0.01], [0.0, 0.0]) == np.inf
     assert break_even_cost([-0.01, 0.0], [1.0, 1.0]) == pytest.approx(-50)
+
+
+def test_one_table_holds_every_count() -> None:
+    panel, rng = smooth_panel(3, 200, 12), np.random.default_rng(3)
+    result = backtest(panel, rng.normal(size=(200, 12)), TopkDropout(3, 1), "us")
+    sharpes = rng.normal(0, 0.05, 40)
+    tried = rng.normal(0, 0.01, (199, 40))
+    verdict = count_luck(result, sharpes=sharpes, tried=tried, daily_ic=rng.normal(0.03, 0.1, 198))
+    assert verdict.days == result.report.height
+    assert verdict.trials == 40
+    assert verdict.sharpe == pytest.approx(result.metrics["sharpe"])
+    best = expected_maximum_sharpe(40, sharpes.var(ddof=1))
+    assert verdict.sharpe_of_luck == pytest.approx(best * np.sqrt(252))
+    assert verdict.overfitting == probability_of_overfitting(tried).probability
+    assert 20 < verdict.sample_ic < 1000
+    alone = count_luck(result)
+    assert alone.trials == 1
+    assert alone.sharpe_of_luck == 0
+    assert alone.deflated_sharpe > verdict.deflated_sharpe
+    assert np.isnan([alone.overfitting, alone.sample_ic]).all()
 
 
 def test_the_smallest_sample_has_the_power_it_promises() -> None:

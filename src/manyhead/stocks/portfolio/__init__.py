@@ -26,6 +26,7 @@ from manyhead.stocks.portfolio.scores import align, read_scores
 from manyhead.stocks.portfolio.simple_topk import SimpleTopk, simple_topk
 from manyhead.stocks.portfolio.strategy import Strategy
 from manyhead.stocks.portfolio.topk_dropout import TopkDropout
+from manyhead.stocks.portfolio.verdict import Verdict, count_luck
 
 __all__ = [
     "Backtest",
@@ -45,12 +46,14 @@ __all__ = [
     "Strategy",
     "TopK",
     "TopkDropout",
+    "Verdict",
     "align",
     "backtest",
     "backtest_files",
     "benchmark_returns",
     "break_even_cost",
     "config_hash",
+    "count_luck",
     "data_hash",
     "deflated_sharpe",
     "equal_weight_returns",

@@ -153,8 +153,7 @@ def backtest(
     Raises:
         InputError: if an argument cannot be used or no day is left to trade.
     """
-    strategy = TopkDropout() if strategy is None else strategy
-    rules = preset(exchange) if isinstance(exchange, str) else exchange
+    strategy, rules = checked(strategy, exchange)
     if not np.isfinite(account) or account <= 0:
         raise InputError(f"account must be a positive amount of money, got {account}")
     if lag < 0:
@@ -172,6 +171,9 @@ def backtest(
     seconds = time.perf_counter() - began
     days = market.dates[first : last + 1]
     report, amounts, book = _report(days, result, bench, account)
+    ruined = np.flatnonzero(report["account"].to_numpy() <= 0)
+    if len(ruined):
+        warnings.append(f"the account was worth nothing on {days[ruined[0]]}; trading ended there")
     stale = np.flatnonzero((amounts[-1] != 0) & (market.gap[last] >= 20))
     if len(stale):
         names = ", ".join(market.symbols[column] for column in stale[:3])
@@ -209,8 +211,11 @@ def _run(
         if day >= lag and scored[day - lag]:
             trade(day, day - lag, book)
         book.close_day(day)
-        amounts[row] = book.amount
         value = book.stock_value
+        if book.cash + value <= 0:  # nothing is left: everything is closed, and no day trades any more
+            book.cash, value, scored = book.cash + value, 0.0, np.zeros(len(scores), bool)
+            book.amount[:] = 0.0
+        amounts[row] = book.amount
         gross = float(np.abs(book.amount) @ book.price)
         figures[row] = (book.cash + value, value, book.cash, book.turnover, book.cost, book.borrow, gross)
     return figures, amounts, book
@@ -239,6 +244,22 @@ def _report(
             "gross": gross / account,
         }
     return pl.DataFrame(columns), amounts, book
+
+
+def checked(strategy: Strategy | None, exchange: Exchange | str) -> tuple[Strategy, Exchange]:
+    """Return a strategy and an exchange from what a user gave for them.
+
+    Raises:
+        InputError: if they are neither.
+    """
+    strategy = TopkDropout() if strategy is None else strategy
+    if not callable(getattr(strategy, "trader", None)):
+        hint = "; wrap a book in Rebalance(...)" if hasattr(strategy, "weights") else ""
+        raise InputError(f"strategy must have a method 'trader', got {strategy!r}{hint}")
+    rules = preset(exchange) if isinstance(exchange, str) else exchange
+    if not isinstance(rules, Exchange):
+        raise InputError(f"exchange must be an Exchange or the name of a preset, got {exchange!r}")
+    return strategy, rules
 
 
 def _span(

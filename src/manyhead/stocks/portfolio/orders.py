@@ -17,11 +17,10 @@ from manyhead.errors import InputError
 from manyhead.files import atomic
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.account import Account
+from manyhead.stocks.portfolio.backtest import checked
 from manyhead.stocks.portfolio.exchange import Exchange, Matrix
-from manyhead.stocks.portfolio.exchange import exchange as preset
 from manyhead.stocks.portfolio.scores import Unknown, align
 from manyhead.stocks.portfolio.strategy import Strategy
-from manyhead.stocks.portfolio.topk_dropout import TopkDropout
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ def next_orders(
         InputError: if a holding has no price at all, the last day has no scores, or an argument
             cannot be used.
     """
-    strategy = TopkDropout() if strategy is None else strategy
-    rules = preset(exchange) if isinstance(exchange, str) else exchange
+    strategy, rules = checked(strategy, exchange)
     held = holdings if isinstance(holdings, Holdings) else read_holdings(holdings, cash)
     values, warnings = align(panel, scores, unknown)
     last = panel.days - 1

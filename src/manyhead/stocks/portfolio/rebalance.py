@@ -46,6 +46,8 @@ class Rebalance:
     max_scale: float = 2.0
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.book, "weights", None)):
+            raise InputError(f"book must have a method 'weights', got {self.book!r}")
         if self.every is not None and self.every < 1:
             raise InputError(f"every must be at least 1 day, or None to buy once, got {self.every}")
         if not 0 < self.invest <= 1:
