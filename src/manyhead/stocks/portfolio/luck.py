@@ -14,15 +14,16 @@ for a normal distribution.
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, e, sqrt
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from manyhead.errors import InputError
 
 EULER = 0.5772156649015329
+NORMAL = NormalDist()
 Series = NDArray[np.float64]
 
 
@@ -63,7 +64,7 @@ def probabilistic_sharpe(
     error = sharpe_error(sharpe, days, skewness, kurtosis)
     if error == 0:
         return float(sharpe > benchmark)
-    return float(norm.cdf((sharpe - benchmark) / error))
+    return float(NORMAL.cdf((sharpe - benchmark) / error))
 
 
 def expected_maximum_sharpe(trials: int, variance: float) -> float:
@@ -74,7 +75,7 @@ def expected_maximum_sharpe(trials: int, variance: float) -> float:
         raise InputError(f"the variance of the trials' Sharpe ratios must be at least 0, got {variance}")
     if trials == 1:
         return 0.0
-    quantiles = (1 - EULER) * norm.ppf(1 - 1 / trials) + EULER * norm.ppf(1 - 1 / (trials * e))
+    quantiles = (1 - EULER) * NORMAL.inv_cdf(1 - 1 / trials) + EULER * NORMAL.inv_cdf(1 - 1 / (trials * e))
     return float(sqrt(variance) * quantiles)
 
 
@@ -125,7 +126,7 @@ def minimum_track_record(
     if sharpe <= benchmark:
         return float("inf")
     variance = max(1 - skewness * sharpe + (kurtosis - 1) / 4 * sharpe**2, 0.0)
-    return float(1 + variance * (norm.ppf(confidence) / (sharpe - benchmark)) ** 2)
+    return float(1 + variance * (NORMAL.inv_cdf(confidence) / (sharpe - benchmark)) ** 2)
 
 
 def minimum_backtest_years(trials: int, annual_sharpe: float = 1.0) -> float:
@@ -167,7 +168,7 @@ def smallest_sample(
     if mean <= 0:
         return float("inf")
     deviation = float(standard_error(values, lags)) * sqrt(len(values))
-    return float(((norm.ppf(confidence) + norm.ppf(power)) * deviation / mean) ** 2)
+    return float(((NORMAL.inv_cdf(confidence) + NORMAL.inv_cdf(power)) * deviation / mean) ** 2)
 
 
 def break_even_cost(gross: ArrayLike, turnover: ArrayLike, benchmark: ArrayLike | float = 0.0) -> float:
