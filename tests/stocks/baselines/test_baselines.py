@@ -164,7 +164,7 @@ def test_a_constant_input_does_not_disturb_ridge() -> None:
     assert np.isfinite(model.weight).all()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", ["ridge", "lightgbm", "gru"])
 def test_missing_returns_of_some_stocks_are_no_obstacle(name: str) -> None:
     if name == "lightgbm":
         pytest.importorskip("lightgbm")
