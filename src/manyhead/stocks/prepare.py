@@ -18,6 +18,7 @@ from manyhead.stocks.factors import (
     FactorSource,
     LaggedAlpha360,
     alpha158,
+    extra_factors,
     join,
     store,
 )
@@ -150,8 +151,6 @@ def raw_factors(panel: Panel, config: Config) -> FactorSource:
     if "alpha158" in wanted.sets:
         sources.append(alpha158(panel))
     if config.data.factor_functions:
-        from manyhead.stocks.factors import extra_factors
-
         sources.append(extra_factors(panel, list(config.data.factor_functions)))
     return join(sources)
 

@@ -92,16 +92,14 @@ def run(
         InputError: if the prices or a setting cannot be used, or `folder` holds another run.
     """
     place = RunFolder(Path(folder))
-    if not (resume and place.has_panel):
+    if resume and place.has_panel:
+        place.open(config, resume)
+        pieces = items(config, place.panel()[0])
+    else:
         panel, sectors = load_panel(config)
-        choose_splits(
-            config, panel.days
-        )  # a calendar that is too short is refused before anything is written
+        pieces = items(config, panel)  # what cannot be run is refused before anything is written
         place.open(config, resume)
         place.keep_panel(panel, sectors, config.data.prices)
-    else:
-        place.open(config, resume)
-    pieces = items(config, place.panel()[0])
     left = [item for item in pieces if not item.done(place.path)]
     # a piece that reports an error stops the run; those that are done stay done
     run_items(

@@ -211,8 +211,7 @@ def _prices() -> str:
 SYSTEM = System(
     slug="stockformer",
     title="Stockformer: A Price-Volume Factor Stock Selection Model Based on Wavelet Transform and "
-    "Multi-Task "
-    "Self-Attention Networks",
+    "Multi-Task Self-Attention Networks",
     year=2024,
     arxiv="2401.06139",
     claim="Splitting returns by frequency, attending over all stocks and training two tasks ranks next-day "
@@ -221,18 +220,19 @@ SYSTEM = System(
     budget=BUDGET,
     notes="""
 **Data.** S&P 500 members of today's list, 2013 to 2018, the 60 most traded with complete rows
-(survivorship bias: names that left are missing), three rolling splits of 486 / 81 / 81 days, 48 factors, width 32, one layer,
-six epochs. The paper uses CSI 300, 360 factors, width 128 and 14 splits. The synthetic market is ours: it
-holds the mechanism that the paper claims, so that its parts can be switched off one at a time.
+(survivorship bias: names that left are missing), three rolling splits of 486 / 81 / 81 days, 48 factors,
+width 32, one layer, six epochs. The paper uses CSI 300, 360 factors, width 128 and 14 splits. The synthetic
+market is ours: it holds the mechanism that the paper claims, so that its parts can be switched off one at a
+time.
 
 **Paper and code.** The network follows the released code, so that its weights load: fusion attends from low
 to high frequencies only (`fusion_self` adds the paper's self-attention), spatial attention sees the stock
 embedding only (`st_temporal` adds the paper's temporal one). The released graph encodes the order of the
-ticker list and none of the correlations (`relations.kind = "official_order"`); ours is a nearest-neighbour
-graph of training rows.
+ticker list and none of the correlations (`relations.kind = "official_order"`); ours is a
+nearest-neighbour graph of training rows.
 
 **Figures.** The paper's 0.0294 is reproduced to four digits by the released predictions of one sub-set
-of 60 days: it is one period with a standard error of about 0.02, not an average over 14 sub-sets. Its directional
-accuracy there is 53.4 %, below always naming 'down' (54.2 %).
+of 60 days: it is one period with a standard error of about 0.02, not an average over 14 sub-sets. Its
+directional accuracy there is 53.4 %, below always naming 'down' (54.2 %).
 """,
 )
