@@ -7,7 +7,7 @@ from manyhead.errors import InputError
 from manyhead.system import System
 
 # slug of every system, in `manyhead/systems/<slug>.py`, each with one `SYSTEM`
-SLUGS: tuple[str, ...] = ("stockformer",)
+SLUGS: tuple[str, ...] = ("stockformer", "r_mtgb")
 
 
 def load(slug: str) -> System:
