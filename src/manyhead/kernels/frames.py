@@ -39,7 +39,9 @@ class Rows:
 
     @property
     def number(self) -> int:
-        return (self.samples.stop - self.samples.start) * (self.heads.stop - self.heads.start)
+        samples: int = self.samples.stop - self.samples.start
+        heads: int = self.heads.stop - self.heads.start
+        return samples * heads
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def split_rows(layout: Layout, number: int) -> Iterator[Rows]:
 
 def query_rows(x: Tensor, layout: Layout, rows: Rows) -> Tensor:
     """View of some rows of `(B, *grid, H, C)` as `(samples, *grid, heads, groups, C)`."""
-    x = x.unflatten(-2, (layout.key_heads, layout.groups))
+    x = x.unflatten(-2, (layout.key_heads, layout.groups))  # type: ignore[no-untyped-call]
     return x[rows.samples].narrow(-3, rows.heads.start, rows.heads.stop - rows.heads.start)
 
 
@@ -96,7 +98,7 @@ def from_query_frame(x: Tensor, tiling: Tiling, grid: Grid, samples: int) -> Ten
     """`(rows, classes, groups, *padded lengths, C)` to `(samples, *grid, heads, groups, C)`."""
     axes = len(tiling.axes)
     x = crop(x, [axis.queries for axis in tiling.axes], first=3)
-    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))
+    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))  # type: ignore[no-untyped-call]
     x = x.permute(0, *range(2, 2 + axes), *range(3 + axes, 3 + 2 * axes), 1, 2 + axes, -1)
     return from_residues(x, grid)
 
@@ -131,7 +133,7 @@ def from_key_frame(x: Tensor, tiling: Tiling, grid: Grid, samples: int) -> Tenso
             x = x.new_zeros(shape).index_add_(2 + number, index, x)
         else:
             x = x.narrow(2 + number, -axis.begin, length)
-    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))
+    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))  # type: ignore[no-untyped-call]
     x = x.permute(0, *range(2, 2 + 2 * axes), 1, -1)
     return from_residues(x, grid)
 
@@ -142,7 +144,7 @@ def _tiles_of_queries(frame: Tensor, chunk: Chunk, tiling: Tiling) -> Tensor:
     for number, (axis, tiles) in enumerate(zip(tiling.axes, chunk.tiles, strict=True)):
         count = tiles.stop - tiles.start
         frame = frame.narrow(3 + 2 * number, tiles.start * axis.size, count * axis.size)
-        frame = frame.unflatten(3 + 2 * number, (count, axis.size))
+        frame = frame.unflatten(3 + 2 * number, (count, axis.size))  # type: ignore[no-untyped-call]
     return frame.permute(0, 1, *range(3, 3 + 2 * axes, 2), 2, *range(4, 4 + 2 * axes, 2), -1)
 
 
@@ -211,7 +213,9 @@ def add_keys(frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling, first: int,
     widths = [length, *chunk.widths[1:]]
     x = x.view(*frame.shape[:2], *chunk.counts, *widths, frame.shape[-1])
     pieces = [
-        [(at, min(axis.size, width - at)) for at in range(0, width, axis.size)] if axis.regular else [(0, width)]
+        [(at, min(axis.size, width - at)) for at in range(0, width, axis.size)]
+        if axis.regular
+        else [(0, width)]
         for axis, width in zip(tiling.axes, widths, strict=True)
     ]
     for piece in itertools.product(*pieces):

@@ -66,7 +66,7 @@ def tile_axis(reach: Reach, size: int) -> AxisTiles:
     step = reach.step
     queries, keys = -(-reach.queries // step), -(-reach.keys // step)
     tiles = -(-queries // size)
-    low, high = (np.zeros((step, tiles * size), np.int64) for _ in range(2))
+    low, high = np.zeros((step, tiles * size), np.int64), np.zeros((step, tiles * size), np.int64)
     position = np.arange(reach.queries)
     group, x = position % step, position // step
     first = reach.start // step
@@ -74,7 +74,7 @@ def tile_axis(reach: Reach, size: int) -> AxisTiles:
         first = x - (x - first) % keys  # the ring is cut just behind each query
     low[group, x] = first
     high[group, x] = first + reach.count
-    low, high = low.reshape(step, tiles, size), high.reshape(step, tiles, size)
+    low.shape = high.shape = (step, tiles, size)
     sees = high > low
     start = np.where(sees, low, np.iinfo(np.int64).max).min((0, 2))
     end = np.where(sees, high, np.iinfo(np.int64).min).max((0, 2))

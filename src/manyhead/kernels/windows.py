@@ -202,7 +202,7 @@ class _Tiled(torch.autograd.Function):
     """Attention of all jobs (disjoint parts of one pattern) and its gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, jobs: list[Job], layout: Layout
     ) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(q.dtype)
@@ -220,7 +220,8 @@ class _Tiled(torch.autograd.Function):
             out = out.mul_(torch.exp(lse - safe)[..., None])
             out.add_(part.mul_(torch.exp(part_lse - safe)[..., None]))
             lse = both
-        assert out is not None and lse is not None
+        assert out is not None
+        assert lse is not None
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale, ctx.jobs, ctx.layout = scale, jobs, layout
@@ -228,7 +229,7 @@ class _Tiled(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dtype = compute_dtype(q.dtype)
         d_out = torch.zeros_like(out) if d_out is None else d_out
@@ -272,12 +273,16 @@ def _forward(
                     total = total.mul_(fade).add_(weights.sum(-1, keepdim=True))
                     mixed = mixed.mul_(fade).baddbmm_(weights, value)
                 best = top
-            assert best is not None and total is not None and mixed is not None
+            assert best is not None
+            assert total is not None
+            assert mixed is not None
             put_queries(lse_frame, best + total.log(), chunk, tiling)
             put_queries(mixed_frame, mixed.div_(total.clamp_(min=1e-30)), chunk, tiling)
         samples = rows.samples.stop - rows.samples.start
         for target, frame in ((out, mixed_frame), (lse[..., None], lse_frame)):
-            query_rows(target, layout, rows).copy_(from_query_frame(frame, tiling, layout.query_grid, samples))
+            query_rows(target, layout, rows).copy_(
+                from_query_frame(frame, tiling, layout.query_grid, samples)
+            )
 
 
 def _backward(

@@ -1,0 +1,118 @@
+"""The windows kernel as `attend` sees it: which patterns it takes and what its tiles cost."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from manyhead.errors import InputError
+from manyhead.grid import Grid
+from manyhead.kernels import windows
+from manyhead.kernels.base import PER_CALL, Kernel, Request
+from manyhead.kernels.frames import Layout
+from manyhead.kernels.tiles import choose, cost
+from manyhead.kernels.windows import Job, tiled_attention
+from manyhead.pattern.base import Pattern
+from manyhead.pattern.members import Chosen
+
+
+@lru_cache(maxsize=128)
+def jobs_of(
+    pattern: Pattern, query_grid: Grid, key_grid: Grid, head_dim: int, groups: int
+) -> tuple[Job, ...]:
+    """Terms of a pattern with the tilings of least cost."""
+    terms = pattern.terms(query_grid, key_grid)
+    return tuple(Job(choose(term.reach, head_dim, groups), term.inside) for term in terms)
+
+
+def _layout(request: Request) -> Layout:
+    return Layout(request.batch, request.key_heads, request.groups, request.query_grid, request.key_grid)
+
+
+def _contains_chosen(pattern: Pattern) -> bool:
+    if isinstance(pattern, Chosen):
+        return True
+    inner = [getattr(pattern, name, None) for name in ("left", "right", "pattern")]
+    inner += list(getattr(pattern, "patterns", ()))
+    return any(_contains_chosen(part) for part in inner if isinstance(part, Pattern))
+
+
+class Windows(Kernel):
+    """Tiles with halos: gathers only the keys that a tile of queries sees."""
+
+    name = "windows"
+
+    def refusal(self, request: Request) -> str | None:
+        if request.bias:
+            return "the fused windows take no bias; the unfused primitives take relative position biases"
+        if len(request.query_grid) != len(request.key_grid):
+            return (
+                f"tiles need queries and keys of equally many axes, "
+                f"got {request.query_grid} and {request.key_grid}"
+            )
+        if _contains_chosen(request.pattern):
+            return "chosen queries have no tiles of their own"
+        return None
+
+    def _jobs(self, request: Request) -> tuple[Job, ...]:
+        return jobs_of(
+            request.pattern, request.query_grid, request.key_grid, request.head_dim, request.groups
+        )
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if bias is not None:
+            raise InputError("the windows kernel takes no bias")
+        out, lse = tiled_attention(q, k, v, scale, list(self._jobs(request)), _layout(request))
+        return out, lse if request.lse else None
+
+    def peak_bytes(self, request: Request) -> int:
+        return max(self._job_bytes(job, request) for job in self._jobs(request))
+
+    def _job_bytes(self, job: Job, request: Request) -> int:
+        """Frames of some rows and the arrays of one chunk, as the windows hold them."""
+        size, layout, tiling = request.statsize, _layout(request), job.tiling
+        budget = windows._budget(torch.device(request.device))
+        rows = min(windows.rows_together(job, layout, budget), request.batch * request.key_heads)
+        if rows >= request.key_heads:
+            rows -= rows % request.key_heads
+        places = tiling.classes * request.groups * math.prod(a.tiles * a.size for a in tiling.axes)
+        frame_keys = rows * tiling.classes * math.prod(axis.frame for axis in tiling.axes)
+        frame_queries = rows * places
+        d, e = request.head_dim, request.value_dim
+        tiles_total = 0
+        for chunk in windows.chunks(job, layout, rows, budget):
+            tiles = rows * tiling.classes * math.prod(chunk.counts)
+            queries = tiles * request.groups * math.prod(tiling.tile)
+            length = windows.parts(chunk, queries, budget)[0][1]
+            keys = tiles * length * math.prod(chunk.widths[1:])
+            logits = keys * request.groups * math.prod(tiling.tile)
+            mask = logits // rows if job.inside is None else logits
+            if request.grad:
+                arrays = 2 * logits + keys * (d + 2 * e) + queries * (2 * d + e + 2) + mask
+            else:
+                arrays = logits + keys * (d + e) + queries * (d + e + 2) + mask
+            tiles_total = max(tiles_total, arrays)
+        heads = request.batch * request.queries * request.heads
+        fixed = request.out_bytes + heads * size
+        if len(self._jobs(request)) > 1:
+            fixed += request.out_bytes + 2 * heads * size
+        frames = frame_queries * (d + e + 1) + frame_keys * (d + e)
+        if request.grad:
+            frames = frame_queries * (2 * d + e + 2) + frame_keys * 2 * (d + e)
+            fixed += request.gradient_bytes + 2 * heads * size
+            if request.itemsize < size:
+                fixed += 2 * heads * e * size
+        return fixed + (frames + tiles_total) * size
+
+    def seconds(self, request: Request) -> float:
+        rows = request.batch * request.key_heads
+        total = PER_CALL
+        for job in self._jobs(request):
+            single = cost(job.tiling, request.head_dim, request.groups) * 1e-9 * rows
+            total += (
+                single * (3.2 if request.grad else 1.0) * (3.0 if job.inside is not None else 1.0) + 0.4e-3
+            )
+        return total
