@@ -12,6 +12,7 @@ The argmax has no gradient; the gradient flows through C. What is notable here:
   rows are kept for the backward pass where they are few, else computed again.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE_BYTES = 8 * 2**20  # of attention weights alive at once: about what the caches hold
-KEEP_BYTES = 32 * 2**20  # of copied rows of weights kept per call from forward to backward
+KEEP_BYTES = 96 * 2**20  # of attention weights of all days: below, copied rows are kept for the backward pass
 
 
 def copy_attention_reference(
@@ -158,7 +159,7 @@ def copy_forward(
     out = qkv.new_empty(days, stocks, width // 3)
     copied = torch.empty(days, stocks, dtype=torch.int64, device=qkv.device)
     day_bytes = stocks * stocks * qkv.element_size()
-    keep = keep and days * day_bytes <= 2 * KEEP_BYTES
+    keep = keep and days * day_bytes <= KEEP_BYTES
     saved = []
     for span in _spans(days, TILE_BYTES // day_bytes):
         unseen = None if hidden is None else hidden[span]
@@ -180,13 +181,23 @@ def copy_backward(
     return grad_qkv
 
 
+def flatten(saved: list[Copied]) -> list[Tensor | None]:
+    """The tensors in a row, for `save_for_backward`, which frees them once they are used."""
+    return [tensor for part in saved for tensor in part]
+
+
+def unflatten(tensors: Sequence[Tensor]) -> list[Copied]:
+    """Undo `flatten`."""
+    return [Copied(*part) for part in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)]
+
+
 class _CopyAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, scale: float, hidden: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        out, copied, ctx.saved = copy_forward(qkv, scale, hidden, keep)
-        ctx.save_for_backward(qkv, hidden)
+        out, copied, saved = copy_forward(qkv, scale, hidden, keep)
+        ctx.save_for_backward(qkv, hidden, *flatten(saved))
         ctx.scale = scale
         ctx.mark_non_differentiable(copied)
         return out, copied
@@ -194,8 +205,8 @@ class _CopyAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        qkv, hidden = ctx.saved_tensors
-        return copy_backward(grad.contiguous(), qkv, ctx.saved, ctx.scale, hidden), None, None, None
+        qkv, hidden, *rest = ctx.saved_tensors
+        return copy_backward(grad.contiguous(), qkv, unflatten(rest), ctx.scale, hidden), None, None, None
 
 
 def copy_attention(qkv: Tensor, scale: float, available: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,6 @@ class Predictor(nn.Module):
         self.days = nn.Linear(input_days, output_days)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, stocks, dim = x.shape
-        weight, bias = self.days.weight.to(x.dtype), self.days.bias.to(x.dtype)
-        y = torch.matmul(weight, x.flatten(2))  # (batch, T2, stocks * dim)
-        return y.view(batch, -1, stocks, dim) + bias[:, None, None]
+        weight, bias = cast(self.days.weight, x), cast(self.days.bias, x)
+        y = torch.bmm(weight.expand(len(x), -1, -1), x.flatten(2))  # (batch, T2, stocks * dim)
+        return y.view(len(x), -1, *x.shape[2:]) + bias[:, None, None]

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from manyhead.stocks.network.copying import attend, copy_backward, copy_forward, hidden_stocks
+from manyhead.stocks.network.copying import (
+    attend,
+    copy_backward,
+    copy_forward,
+    flatten,
+    hidden_stocks,
+    unflatten,
+)
 from manyhead.stocks.network.layers import (
     FeedForward,
     affine,
@@ -41,18 +48,21 @@ class _SpatialBlock(torch.autograd.Function):
         stocks, dim = x.shape[-2:]
         y = (x + position).view(-1, dim)
         qkv = affine(y, qkv_w, qkv_b)
-        mixed, _, ctx.copied = copy_forward(qkv.view(-1, stocks, 3 * dim), scale, hidden, keep)
+        mixed, _, copied = copy_forward(qkv.view(-1, stocks, 3 * dim), scale, hidden, keep)
         mixed = mixed.view(-1, dim)
         u, spread = norm(affine(mixed, out_w, out_b).add_(y))
         inner = affine(u, first_w, first_b).relu_()
-        ctx.save_for_backward(y, qkv, mixed, u, spread, inner, hidden, qkv_w, out_w, first_w, second_w)
+        ctx.save_for_backward(
+            y, qkv, mixed, u, spread, inner, hidden, qkv_w, out_w, first_w, second_w, *flatten(copied)
+        )
         ctx.scale, ctx.position = scale, position.shape
         return affine(inner, second_w, second_b).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, qkv, mixed, u, spread, inner, hidden, qkv_w, out_w, first_w, second_w = ctx.saved_tensors
+        y, qkv, mixed, u, spread, inner, hidden, *rest = ctx.saved_tensors
+        qkv_w, out_w, first_w, second_w, *copied = rest
         shape, dim = grad.shape, grad.shape[-1]
         grad = grad.reshape(-1, dim)
         second = affine_backward(grad, inner)
@@ -62,7 +72,11 @@ class _SpatialBlock(torch.autograd.Function):
         out = affine_backward(flow, mixed)
         stocks = shape[-2]
         grad_qkv = copy_backward(
-            (flow @ out_w).view(-1, stocks, dim), qkv.view(-1, stocks, 3 * dim), ctx.copied, ctx.scale, hidden
+            (flow @ out_w).view(-1, stocks, dim),
+            qkv.view(-1, stocks, 3 * dim),
+            unflatten(copied),
+            ctx.scale,
+            hidden,
         ).view(-1, 3 * dim)
         projections = affine_backward(grad_qkv, y)
         grad_y = flow.addmm_(grad_qkv, qkv_w).view(shape)

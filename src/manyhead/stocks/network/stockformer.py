@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from manyhead.errors import InputError
+from manyhead.stocks.network.convolution import CausalConvolution
 from manyhead.stocks.network.fusion import AdaptiveFusion, Predictor
 from manyhead.stocks.network.layers import FeedForward, cast, linear
 from manyhead.stocks.network.spatial import SpatialAttention
-from manyhead.stocks.network.temporal import CausalConvolution, TemporalAttention, TemporalEmbedding
+from manyhead.stocks.network.temporal import TemporalAttention, TemporalEmbedding
 
 
 class Forecast(NamedTuple):
