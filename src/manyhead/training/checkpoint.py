@@ -157,7 +157,8 @@ def load_state(path: str | Path) -> Any:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+            # copied: what comes back is the file itself, mapped into memory
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if header["sha256"] != digest(header["manyhead"], tensors):
             raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
         held = json.loads(header["manyhead"])

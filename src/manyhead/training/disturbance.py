@@ -18,17 +18,29 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from manyhead.errors import InputError
 from manyhead.training.checkpoint import CHECKPOINT, CheckpointError, load_state
 from manyhead.training.child import Attempt, Outcome, RunFunction
-from manyhead.training.faults import Disk, Kind
+from manyhead.training.faults import BEFALLS, Disk, Kind
 from manyhead.training.rehearsal import rehearse
 from manyhead.training.tally import ChaosReport, Tally, print_report
 
 NOBODY = 65534
+TROUBLES = (
+    "killed inside a save",
+    "killed at a random moment",
+    "disk full",
+    "folder read-only",
+    "rename refused",
+    "sync fails",
+    "file too large (real limit)",
+    "no permission (real)",
+    "two writers",
+    "checkpoint cut short or altered",
+)
 
 
 def chaos(
@@ -38,6 +50,7 @@ def chaos(
     faults: int = 5,
     seed: int = 0,
     folder: str | Path | None = None,
+    only: Collection[str] | None = None,
     notice: Callable[[str, int], None] = lambda what, done: None,
 ) -> ChaosReport:
     """Disturb a training run in every way known, and check each time that nothing is lost.
@@ -52,6 +65,7 @@ def chaos(
         seed: of the choice of moments and places.
         folder: where the runs work; if left out a temporary folder, in main memory where the system
             offers that, since waiting for a disk tests nothing more.
+        only: the kinds of trouble to make, by the names in `TROUBLES`; all if left out.
         notice: called with the kind of trouble and how often it was made, for progress bars.
 
     Returns:
@@ -62,6 +76,9 @@ def chaos(
     """
     if not hasattr(os, "fork"):
         raise InputError("chaos needs fork(), which this system does not have")
+    for name in only or ():
+        if name not in TROUBLES:
+            raise InputError(f"only must name troubles among {TROUBLES}, got {name!r}")
     if kills < 0 or faults < 0:
         raise InputError(f"kills and faults must not be negative, got {kills} and {faults}")
     # children inherit what is imported here, instead of importing it each
@@ -74,7 +91,8 @@ def chaos(
         folder = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=folder, prefix="chaos-") as base:
         os.chmod(base, 0o755)
-        return _Chaos(run or rehearse, Path(base), seed, notice).go(kills, faults)
+        troubles = TROUBLES if only is None else only
+        return _Chaos(run or rehearse, Path(base), seed, notice).go(kills, faults, troubles)
 
 
 def load_run(name: str) -> RunFunction:
@@ -104,9 +122,10 @@ class _Chaos:
         self.run, self.base, self.notice = run, base, notice
         self.random = random.Random(seed)
         self.folders = 0
+        self.lasting = True
         self.report = ChaosReport([])
 
-    def go(self, kills: int, faults: int) -> ChaosReport:
+    def go(self, kills: int, faults: int, wanted: Collection[str]) -> ChaosReport:
         started = time.perf_counter()
         self._undisturbed()  # compiles and caches what later runs find ready
         clock = time.perf_counter()
@@ -115,20 +134,24 @@ class _Chaos:
         again = self._undisturbed()
         if self.reference.result != again.result:
             raise InputError("the run does not repeat bit for bit when nobody disturbs it: fix its seeds")
-        self._kills("killed inside a save", kills // 2, inside=True)
-        self._kills("killed at a random moment", kills - kills // 2, inside=False)
-        injected: list[tuple[str, Kind]] = [
-            ("disk full", "full"),
-            ("folder read-only", "read-only"),
-            ("rename refused", "rename"),
-            ("sync fails", "sync"),
+        inside, outside, *rest = TROUBLES
+        if inside in wanted:
+            self._kills(inside, kills // 2, inside=True)
+        if outside in wanted:
+            self._kills(outside, kills - kills // 2, inside=False)
+        makers: list[Callable[[], str | None]] = [
+            lambda: self._fault("full"),
+            lambda: self._fault("read-only"),
+            lambda: self._fault("rename"),
+            lambda: self._fault("sync"),
+            self._size_limit,
+            self._no_permission,
+            self._two_writers,
+            self._damaged,
         ]
-        for what, kind in injected:
-            self._repeat(what, faults, lambda kind=kind: self._fault(kind))  # type: ignore[misc]
-        self._repeat("file too large (real limit)", faults, self._size_limit)
-        self._repeat("no permission (real)", faults, self._no_permission)
-        self._repeat("two writers", faults, self._two_writers)
-        self._repeat("checkpoint cut short or altered", faults, self._damaged)
+        for what, make in zip(rest, makers, strict=True):
+            if what in wanted:
+                self._repeat(what, faults, make)
         self.report.seconds = time.perf_counter() - started
         return self.report
 
@@ -171,14 +194,15 @@ class _Chaos:
         return attempt.wait()
 
     def _fault(self, kind: Kind) -> str | None:
-        """An operation fails, and from then on every other of its kind."""
-        operation = {"full": "write", "read-only": "create", "rename": "rename", "sync": "sync"}[kind]
-        count = (self.reference.operations or {}).get(operation, 0)
+        """An operation fails: once, or with every other of its kind after it."""
+        count = (self.reference.operations or {}).get(BEFALLS[kind], 0)
         if count == 0:
             return None
         with self._folder() as folder:
             at = self.random.randint(1, count)
-            outcome = Attempt(self.run, folder, True, Disk(folder, kind, at)).wait()
+            # once, so that a later failure cannot make good for one that was hidden; then lasting
+            self.lasting = not self.lasting
+            outcome = Attempt(self.run, folder, True, Disk(folder, kind, at, self.lasting)).wait()
             if not outcome.struck:
                 return None
             return self._refused(outcome, folder)

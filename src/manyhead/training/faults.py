@@ -34,13 +34,14 @@ class Disk:
 
     Args:
         folder: only files below it count.
-        kind: what happens: nothing, a kill, or an error that stays from then on.
+        kind: what happens: nothing, a kill, or an error.
         at: the point (for a kill) or the operation of the befallen kind (for an error), from 1.
+        lasting: whether an error stays from then on.
     """
 
-    def __init__(self, folder: Path, kind: Kind = "none", at: int = 0) -> None:
+    def __init__(self, folder: Path, kind: Kind = "none", at: int = 0, lasting: bool = True) -> None:
         self.folder = str(folder.resolve())
-        self.kind, self.at = kind, at
+        self.kind, self.at, self.lasting = kind, at, lasting
         self.points = 0
         self.operations: dict[str, int] = {}
         self.struck = False
@@ -84,7 +85,7 @@ class Disk:
             if self.kind == "kill" and self.points == self.at:
                 middle()
                 self.kill()
-        if BEFALLS.get(self.kind) == operation and count >= self.at:
+        if BEFALLS.get(self.kind) == operation and (count == self.at or (self.lasting and count > self.at)):
             self.struck = True
             if middle is not None:
                 middle()

@@ -13,7 +13,7 @@ from manyhead.tasks.balancers import Balancer, Sum
 from manyhead.training.checkpoint import run_folder
 from manyhead.training.loop import Run
 from manyhead.training.order import Order, shuffled
-from manyhead.training.processes import on_cpu
+from manyhead.training.processes import from_message, to_message
 from manyhead.training.schedules import Schedule, each_epoch
 from manyhead.training.seeds import seeded
 from manyhead.training.settings import Fitted, LossFunction, Settings
@@ -140,8 +140,9 @@ def fit(
         settings,
     )
     if weights is not None:  # trained in another process
-        model.load_state_dict(weights["model"])
-        balancer.load_state_dict(weights["balancer"])
+        held = from_message(weights)
+        model.load_state_dict(held["model"])
+        balancer.load_state_dict(held["balancer"])
     result: Fitted = fitted
     return result
 
@@ -154,7 +155,7 @@ def _train(
     optimizer: Any,
     plan: Schedule | None,
     settings: Settings,
-) -> tuple[Fitted, dict[str, Any] | None]:
+) -> tuple[Fitted, tuple[Any, bytes] | None]:
     """Train in this process; hand the weights back where it is not the caller's."""
     with (
         seeded(settings.seed + fabric.global_rank),
@@ -163,4 +164,4 @@ def _train(
         fitted = Run(fabric, model, train, balancer, optimizer, plan, settings, folder).go()
     if type(fabric.strategy.launcher).__name__ != "_MultiProcessingLauncher":
         return fitted, None
-    return fitted, on_cpu({"model": model.state_dict(), "balancer": balancer.state_dict()})
+    return fitted, to_message({"model": model.state_dict(), "balancer": balancer.state_dict()})

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from manyhead.training.checkpoint import pack, unpack
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -62,6 +65,17 @@ def share_buffers(fabric: "Fabric", module: nn.Module) -> None:
     if fabric.world_size > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer.data, 0)
+
+
+def to_message(tree: Any) -> tuple[Any, bytes]:
+    """Nested values as plain ones and bytes, which outlive the process that sends them."""
+    plain, tensors = pack(tree)
+    return plain, save(tensors)
+
+
+def from_message(message: tuple[Any, bytes]) -> Any:
+    """The nested values of a message."""
+    return unpack(message[0], load(message[1]))
 
 
 def on_cpu(tree: Any) -> Any:

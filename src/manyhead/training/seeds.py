@@ -35,9 +35,10 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every global generator: Python, NumPy, torch and its accelerators."""
+    version, words, normal = random.getstate()
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     state: dict[str, Any] = {
-        "python": random.getstate(),
+        "python": {"version": version, "words": np.array(words, np.uint32), "normal": normal},
         "numpy": {
             "kind": kind,
             "keys": np.asarray(keys),
@@ -54,7 +55,8 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Put every global generator back to a state from `random_state`."""
-    random.setstate(state["python"])
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["normal"]))
     held = state["numpy"]
     np.random.set_state(  # noqa: NPY002
         (held["kind"], held["keys"], held["position"], held["has_gauss"], held["gauss"])
