@@ -115,11 +115,11 @@ def _box_places(tiling: Tiling, sizes: list[int], axes: int) -> tuple[Tensor, Te
         inside = filled if inside is None else inside & filled
     full = np.broadcast_shapes(place.shape, inside.shape)
     number_of = tiling.classes * math.prod(tiling.shape)
-    shape = (number_of, math.prod(tiling.tile), math.prod(sizes))
+    flat = (number_of, math.prod(tiling.tile), math.prod(sizes))
     place = np.where(np.broadcast_to(inside, full), np.broadcast_to(place, full), 0)
     return (
-        torch.from_numpy(place.reshape(shape).copy()),
-        torch.from_numpy(np.broadcast_to(inside, full).reshape(shape).copy()),
+        torch.from_numpy(place.reshape(flat).copy()),
+        torch.from_numpy(np.broadcast_to(inside, full).reshape(flat).copy()),
     )
 
 
@@ -278,7 +278,8 @@ def neighborhood_qk(
     if tuple(rpb.shape) != wanted:
         raise InputError(f"rpb has the shape {wanted}, got {tuple(rpb.shape)}")
     places = [offset.to(q.device) + size - 1 for offset, size in zip(slots.offsets, sizes, strict=True)]
-    return logits + rpb[(slice(None), *places)].reshape(q.shape[1], *grid, -1)
+    index: tuple[Any, ...] = (slice(None), *places)
+    return logits + rpb[index].reshape(q.shape[1], *grid, -1)
 
 
 def neighborhood_av(weights: Tensor, v: Tensor, window: Window, method: Method = "tiles") -> Tensor:

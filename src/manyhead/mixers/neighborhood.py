@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manyhead.attention import attend
 from manyhead.errors import InputError
-from manyhead.kernels.unfused import neighborhood_av, neighborhood_qk
+from manyhead.kernels.unfused import neighborhood_av, neighborhood_qk, slots_of
 from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer, Traits
 from manyhead.pattern import Pattern, Window
 
@@ -91,7 +91,8 @@ class NeighborhoodAttention(Mixer):
             q, k, v = (part.movedim(-2, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
             weights = neighborhood_qk(q, k, self.pattern, self.rpb).softmax(-1)
             out = neighborhood_av(weights, v, self.pattern).movedim(1, -2)
-        return torch.as_tensor(self.proj(out.flatten(-2)))
+        mixed: Tensor = self.proj(out.flatten(-2))
+        return mixed
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Dense attention weights `(batch, heads, queries, keys)`."""
@@ -101,12 +102,11 @@ class NeighborhoodAttention(Mixer):
             assert isinstance(self.pattern, Window)
             first = [part.movedim(-2, 1) for part in (q * q.shape[-1] ** -0.5, k)]
             weights = neighborhood_qk(first[0], first[1], self.pattern, self.rpb).softmax(-1)
-            from manyhead.kernels.unfused import slots_of
-
             index = slots_of(self.pattern, grid, q.shape[-1]).index
             flat = weights.flatten(2, -2)
             dense = flat.new_zeros(*flat.shape[:3], flat.shape[2])
             return dense.scatter_add(3, index.expand_as(flat).to(flat.device), flat)
         q, k = (part.flatten(1, -3).transpose(1, 2) for part in (q, k))
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return logits.masked_fill(~self.pattern.mask(grid, device=x.device), -torch.inf).softmax(-1)
+        weights = logits.masked_fill(~self.pattern.mask(grid, device=x.device), -torch.inf).softmax(-1)
+        return weights

@@ -5,7 +5,6 @@ queries and of keys; a key tile has to be visited if any query of the query tile
 needs no mask if all of them see all of it. Windows are products over axes, hence so are the counts.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,8 +190,8 @@ def block_sparse_stride(
     tiles = (per_axis(query_tile, len(sizes), "query_tile"), per_axis(key_tile, len(sizes), "key_tile"))
     for axis, tokens, query, key in zip(window.axes(len(sizes)), sizes, *tiles, strict=True):
         size = axis.size or tokens
-        tried = (2**i for i in itertools.count()) if powers_of_two else itertools.count(1)
-        for stride in itertools.takewhile(lambda s, size=size: s <= size, tried):
+        tried = [2**i for i in range(size.bit_length())] if powers_of_two else range(1, size + 1)
+        for stride in tried:
             visited, full = _axis_counts(axis._replace(stride=stride), tokens, query, key, "static", False)
             if (visited == full).all():
                 found.append(stride)
