@@ -1,6 +1,7 @@
 """Checks of a panel: what they remove depends on the past alone, and what is sound they leave alone."""
 
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,3 +161,9 @@ def test_every_code_that_cleaning_can_give_is_listed() -> None:
         }
     assert found <= set(checks.CODES)
     assert {"infinite", "negative-price", "zero-price", "contradiction", "zero-volume", "jump"} <= found
+
+
+def test_the_page_on_prices_lists_every_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "prices.md").read_text("utf-8")
+    for code, rule in checks.CODES.items():
+        assert f"| `{code}` | {rule} |" in page

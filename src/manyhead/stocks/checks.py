@@ -215,6 +215,8 @@ def _drop_empty(panel: Panel) -> tuple[Panel, list[str]]:
     if not traded.all():
         days = panel.dates[~traded]
         found.append(f"empty-day: {len(days)} days without any price, the first {days[0]}; left out")
+    if not found:
+        return panel, []
     kept = np.ix_(traded, used)
     fields = {name: values[kept] for name, values in panel.fields.items()}
     symbols = tuple(panel.symbols[i] for i in np.flatnonzero(used))

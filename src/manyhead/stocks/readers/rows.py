@@ -86,21 +86,25 @@ def _adjust(frame: pl.DataFrame, origin: Origin) -> tuple[pl.DataFrame, list[str
 
 def _order(frame: pl.DataFrame, origin: Origin) -> tuple[pl.DataFrame, list[str]]:
     """Sort by symbol and date, drop repeated rows, refuse contradicting ones."""
+    same = pl.col("symbol") == pl.col("symbol").shift(1)
+    later = same & (pl.col("date") > pl.col("date").shift(1))
+    if frame.select((later | (pl.col("symbol") > pl.col("symbol").shift(1))).all()).item():
+        return frame.drop(ROW), []  # in order, each pair once; the first row compares to nothing
     warnings = []
-    backward = (pl.col("symbol") == pl.col("symbol").shift(1)) & (pl.col("date") < pl.col("date").shift(1))
-    if not frame.select(("symbol", "date")).is_empty() and frame.select(backward.any()).item():
+    backward = same & (pl.col("date") < pl.col("date").shift(1))
+    if frame.select(backward.any()).item():
         index = cells.first(frame.select(backward.fill_null(False)).to_series())
         warnings.append(
             f"unsorted: {origin.at(int(frame[ROW][index]), 'date')} is earlier than the row before it;"
             " the rows were put into order"
         )
     frame = frame.sort("symbol", "date", ROW)
-    twice = (pl.col("symbol") == pl.col("symbol").shift(1)) & (pl.col("date") == pl.col("date").shift(1))
+    twice = same & (pl.col("date") == pl.col("date").shift(1))
     repeated = frame.select(twice.fill_null(False)).to_series()
     if repeated.any():
         fields = [name for name in frame.columns if name not in ("date", "symbol", ROW)]
-        same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in fields)
-        differs = repeated & ~frame.select(same).to_series()
+        equal = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in fields)
+        differs = repeated & ~frame.select(equal).to_series()
         if differs.any():
             index = cells.first(differs)
             symbol, day = frame["symbol"][index], frame["date"][index]
@@ -121,8 +125,12 @@ def _order(frame: pl.DataFrame, origin: Origin) -> tuple[pl.DataFrame, list[str]
 def to_panel(rows: Rows) -> Panel:
     """Lay rows out as days by symbols; pairs that do not occur stay NaN, symbols are sorted by name."""
     frame = rows.frame
-    days = frame["date"].to_numpy().astype("datetime64[D]")
-    dates, row = np.unique(days, return_inverse=True)
+    day = frame["date"].cast(pl.Int32).to_numpy()
+    first = int(day.min())
+    occurs = np.zeros(int(day.max()) - first + 1, bool)
+    occurs[day - first] = True
+    row = (occurs.cumsum() - 1)[day - first]
+    dates = (np.flatnonzero(occurs) + first).astype("datetime64[D]")
     order = frame["symbol"].unique().sort()
     column = frame["symbol"].cast(pl.Enum(order)).to_physical().to_numpy()
     fields = {}
