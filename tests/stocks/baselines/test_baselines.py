@@ -210,7 +210,9 @@ def test_equal_weight_has_no_opinion() -> None:
     inputs = planted()
     scores = fitted("equal_weight", inputs)
     assert len(np.unique(scores)) == 1
-    assert mean_ic(scores, inputs.returns(rows(inputs)[2])) == -1
+    assert np.isnan(mean_ic(scores, inputs.returns(rows(inputs)[2])))
+    train, validation, _ = rows(inputs)
+    assert np.isnan(tune("equal_weight", inputs, train, validation).validation_ic)
 
 
 @pytest.mark.parametrize("name", list(BASELINES))

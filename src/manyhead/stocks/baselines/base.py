@@ -91,10 +91,10 @@ def standardised(returns: Table) -> Table:
 
 
 def mean_ic(scores: Table, returns: Table) -> float:
-    """Return the mean daily IC, -1 where no day has one (so that nothing is chosen for it)."""
+    """Return the mean daily IC, NaN where no day has one."""
     daily = daily_ic(scores, returns)
     known = daily[np.isfinite(daily)]
-    return float(known.mean()) if len(known) else -1.0
+    return float(known.mean()) if len(known) else float("nan")
 
 
 class Baseline(ABC):

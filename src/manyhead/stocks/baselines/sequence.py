@@ -76,7 +76,9 @@ class Sequence(Baseline):
             losses=squared_error,
             batch_size=batch_days(inputs.stocks),
             epochs=self.epochs,
-            validate=lambda _: {"ic": mean_ic(self.score(inputs, validation), returns)},
+            validate=lambda _: {
+                "ic": float(np.nan_to_num(mean_ic(self.score(inputs, validation), returns), nan=-1))
+            },
             monitor="ic",
             mode="max",
             patience=self.patience,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from manyhead.errors import InputError
 from manyhead.stocks.baselines.base import Baseline, Inputs, Rows, mean_ic
 
@@ -48,7 +50,7 @@ class Tuned:
     Args:
         model: fitted.
         choice: its settings.
-        validation_ic: its mean daily IC on validation rows.
+        validation_ic: its mean daily IC on validation rows, NaN for a constant score.
         ledger: every trial's settings and validation IC, in order: what the choice was made from.
     """
 
@@ -97,7 +99,7 @@ def tune(
         ledger.append({**choice, "validation_ic": skill})
         if progress is not None:
             progress(f"{name} {choice}: validation IC {skill:+.4f}")
-        if best is None or skill > best.validation_ic:
+        if best is None or skill > best.validation_ic or np.isnan(best.validation_ic):
             best = Tuned(model, choice, skill, ledger)
     assert best is not None
     return best
