@@ -13,10 +13,10 @@ import numpy as np
 from manyhead.errors import InputError
 from manyhead.stocks.factors.formulas158 import Formulas
 from manyhead.stocks.factors.names import WINDOWS, Order, chosen_windows, factor_names
-from manyhead.stocks.factors.source import Factors, Rows, in_blocks
+from manyhead.stocks.factors.source import BLOCK, Factors, Rows, in_blocks
 from manyhead.stocks.panel import Panel
 
-SYMBOLS = 8  # columns a block: arrays of a block stay in the second-level cache
+SYMBOLS = 16  # columns a block: arrays of a block stay in the second-level cache
 
 
 class RollingAlpha158:
@@ -63,11 +63,14 @@ class RollingAlpha158:
         first = max(0, start - max(self._windows))
         cut = {name: np.ascontiguousarray(field[first:stop, symbols]) for name, field in self._fields.items()}
         since = np.ascontiguousarray(self._since[first:stop, symbols])
+        found = np.empty((len(self.names), stop - start, since.shape[1]), np.float32)
         column = {name: index for index, name in enumerate(self.names)}
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for name, factor in Formulas(cut, since, self._windows).factors():
                 if name in column:
-                    values[..., column[name]] = factor[start - first :]
+                    found[column[name]] = factor[start - first :]
+        for row in range(0, stop - start, BLOCK):  # factors go last; a strip at a time stays in the cache
+            values[row : row + BLOCK] = found[:, row : row + BLOCK].transpose(1, 2, 0)
 
 
 def alpha158(

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from manyhead.stocks.factors.names import DAILY
 from manyhead.stocks.factors.ranking import quantiles, ranks
 from manyhead.stocks.factors.sliding import (
+    Moments,
     Tally,
     age_of_highest,
-    ages,
-    deviation,
     highest,
     moments,
     products,
@@ -79,11 +78,11 @@ class Formulas:
     def _level(self, close: Values) -> Named:
         """ROC Ref(c,d)/c, MA Mean(c)/c, STD Std(c)/c, and the regression of c on time."""
         tally = self._tally(close)
-        price, time = moments(close, tally), ages(tally)
+        price, time = moments(close, tally), moments(np.zeros_like(close), tally, aging=True)
         both = products(time, price, tally, aging=True)
         for d in self.windows:
             mean, squares = price[d]
-            std = deviation(squares, tally.count[d])
+            std = tally.deviation(squares, d)
             slope = both[d] / time[d].squares
             yield f"ROC{d}", ref(close, d) / close
             yield f"MA{d}", mean / close
@@ -173,8 +172,8 @@ class Formulas:
         swings = moments(swing, swing_tally)
         for d in self.windows:
             yield f"VMA{d}", traded[d].mean / (volume + TINY)
-            yield f"VSTD{d}", deviation(traded[d].squares, tally.count[d]) / (volume + TINY)
-            yield f"WVMA{d}", deviation(swings[d].squares, swing_tally.count[d]) / (swings[d].mean + TINY)
+            yield f"VSTD{d}", tally.deviation(traded[d].squares, d) / (volume + TINY)
+            yield f"WVMA{d}", swing_tally.deviation(swings[d].squares, d) / (swings[d].mean + TINY)
 
     def _correlation(self, name: str, x: Values, y: Values) -> Named:
         """Pearson correlation over the days that have both; NaN where either one hardly moves."""
@@ -186,12 +185,12 @@ class Formulas:
             scale = np.sqrt(of_x[d].squares * of_y[d].squares)
             yield f"{name}{d}", np.where(still[0][d] | still[1][d], np.nan, both[d] / scale)
 
-    def _still(self, values: Values, tally: Tally, known: dict) -> dict[int, NDArray[np.bool_]]:  # type: ignore[type-arg]
+    def _still(self, values: Values, tally: Tally, known: dict[int, Moments]) -> dict[int, NDArray[np.bool_]]:
         """Where a series' own deviation, over the days that it has, is zero."""
         own = self._tally(values)
         if own is not tally:
             known = moments(values, own)
-        return {d: deviation(known[d].squares, own.count[d]) <= FLAT for d in self.windows}
+        return {d: own.deviation(known[d].squares, d) <= FLAT for d in self.windows}
 
     def _tally(self, values: Values) -> Tally:
         """Counts of a series; series with the same gaps share them."""

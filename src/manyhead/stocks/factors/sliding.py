@@ -67,9 +67,7 @@ def sums(values: NDArray[Number], windows: Sequence[int]) -> dict[int, NDArray[N
     """Sum over each window; `values` must hold a number everywhere."""
 
     def merge(newer: NDArray[Number], older: NDArray[Number], shift: int) -> NDArray[Number]:
-        whole = newer.copy()
-        whole[shift:] += older[:-shift]
-        return whole
+        return _longer(newer, older[:-shift], shift)
 
     return sliding(values, windows, merge)
 
@@ -78,7 +76,8 @@ def highest(values: Values, windows: Sequence[int]) -> dict[int, Values]:
     """Maximum over each window, missing values left out."""
 
     def merge(newer: Values, older: Values, shift: int) -> Values:
-        whole = newer.copy()
+        whole = np.empty_like(newer)
+        whole[:shift] = newer[:shift]
         np.fmax(newer[shift:], older[:-shift], out=whole[shift:])
         return whole
 
@@ -111,6 +110,7 @@ class Tally:
     present: NDArray[np.bool_]
     windows: tuple[int, ...]
     count: dict[int, Floats]
+    freedom: dict[int, Floats]  # count - 1, NaN below 1: what squared deviations are divided by
     # by width, on the days that have an older part: n_older / n, and n_newer * n_older / n
     share: dict[int, Floats]
     weight: dict[int, Floats]
@@ -123,11 +123,16 @@ class Tally:
         share, weight = {}, {}
         for width, shift, older in steps:
             newer, before = count[shift], count[older][:-shift]
-            count[width] = newer.copy()
-            count[width][shift:] += before
+            count[width] = _longer(newer, before, shift)
             share[width] = before / np.maximum(count[width][shift:], 1)
             weight[width] = newer[shift:] * share[width]
-        return cls(present, windows, count, share, weight)
+        freedom = {width: np.where(n > 1, n - 1, np.nan) for width, n in count.items() if width in windows}
+        return cls(present, windows, count, freedom, share, weight)
+
+    def deviation(self, squares: Floats, window: int) -> Floats:
+        """Sample standard deviation of a window from its squared deviations; NaN below two values."""
+        ratio = squares / self.freedom[window]
+        return np.sqrt(ratio, out=ratio)
 
 
 class Moments(NamedTuple):
@@ -137,20 +142,23 @@ class Moments(NamedTuple):
     squares: Floats
 
 
-def moments(values: NDArray[Any], tally: Tally) -> dict[int, Moments]:
-    """Mean and squared deviations of the values that the tally counts."""
+def moments(values: NDArray[Any], tally: Tally, *, aging: bool = False) -> dict[int, Moments]:
+    """Mean and squared deviations of the values that the tally counts.
+
+    With `aging` a value falls by one a day: zeros become time, 0 on the last day of each window.
+    """
     leaf = np.where(tally.present, values, 0).astype(np.float64)
     states = {1: Moments(leaf, np.zeros(leaf.shape))}
     for width, shift, older in plan(tally.windows):
-        mean, squares = (part.copy() for part in states[shift])
-        before = states[older]
-        apart = before.mean[:-shift] - mean[shift:]
-        mean[shift:] += apart * tally.share[width]
+        newer, before = states[shift], states[older]
+        apart = before.mean[:-shift] - newer.mean[shift:]
+        if aging:
+            apart -= shift
+        mean = _longer(newer.mean, apart * tally.share[width], shift)
         np.multiply(apart, apart, out=apart)
         apart *= tally.weight[width]
         apart += before.squares[:-shift]
-        squares[shift:] += apart
-        states[width] = Moments(mean, squares)
+        states[width] = Moments(mean, _longer(newer.squares, apart, shift))
     return states
 
 
@@ -160,43 +168,26 @@ def products(
     """Sum of the products of two series' deviations, from their moments under the same tally.
 
     Args:
-        x: moments of the first series; with `aging`, those of `ages`.
+        x: moments of the first series; with `aging`, those of time.
         y: moments of the second series.
         tally: which days both have.
         aging: x is time, counted from each window's own last day.
     """
     states = {1: np.zeros(tally.present.shape)}
     for width, shift, older in plan(tally.windows):
-        whole = states[shift].copy()
         apart = x[older].mean[:-shift] - x[shift].mean[shift:]
         if aging:
             apart -= shift
         apart *= y[older].mean[:-shift] - y[shift].mean[shift:]
         apart *= tally.weight[width]
         apart += states[older][:-shift]
-        whole[shift:] += apart
-        states[width] = whole
+        states[width] = _longer(states[shift], apart, shift)
     return states
 
 
-def ages(tally: Tally) -> dict[int, Moments]:
-    """Moments of time over the days that the tally counts: 0 for the last day of a window, -1 before it."""
-    zero = np.zeros(tally.present.shape)
-    states = {1: Moments(zero, zero)}
-    for width, shift, older in plan(tally.windows):
-        mean, squares = (part.copy() for part in states[shift])
-        before = states[older]
-        apart = before.mean[:-shift] - mean[shift:]
-        apart -= shift
-        mean[shift:] += apart * tally.share[width]
-        np.multiply(apart, apart, out=apart)
-        apart *= tally.weight[width]
-        apart += before.squares[:-shift]
-        squares[shift:] += apart
-        states[width] = Moments(mean, squares)
-    return states
-
-
-def deviation(squares: Floats, count: Floats) -> Floats:
-    """Sample standard deviation; NaN below two values."""
-    return np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+def _longer(newer: NDArray[Number], more: NDArray[Number], shift: int) -> NDArray[Number]:
+    """Add what older days bring; the first `shift` rows have none."""
+    whole = np.empty_like(newer)
+    whole[:shift] = newer[:shift]
+    np.add(newer[shift:], more, out=whole[shift:])
+    return whole
