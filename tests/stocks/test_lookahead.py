@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from manyhead.stocks.config import build
-from manyhead.stocks.run import choose_splits, run
+from manyhead.stocks.pipeline import choose_splits, run
 from tests.stocks.market import SMALL, market, written
 
 CLEAN = {

@@ -128,7 +128,7 @@ def run_command(
 ) -> None:
     """Run everything: models and baselines over rolling splits, portfolio after costs, report."""
     from manyhead.stocks.folder import RunFolder
-    from manyhead.stocks.run import collect, run
+    from manyhead.stocks.pipeline import collect, run
     from manyhead.work import cores
 
     if resume and out is None:
@@ -162,7 +162,7 @@ def train_command(
 ) -> None:
     """Train Stockformer alone, on the newest split unless --splits says otherwise."""
     from manyhead.stocks.config import build
-    from manyhead.stocks.run import run
+    from manyhead.stocks.pipeline import run
     from manyhead.work import cores
 
     chosen = settings(config, preset, prices, start, end, sectors, universe, splits, seeds, epochs, others)
@@ -181,7 +181,7 @@ def predict_command(
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file; printed if left out.")] = None,
 ) -> None:
     """Score the newest day with the models of a run."""
-    from manyhead.stocks.predict import predict
+    from manyhead.stocks.scoring import predict
     from manyhead.stocks.tables import print_table, write_table
 
     table = predict(run, prices, days)
@@ -253,7 +253,7 @@ def report_command(
     against: Annotated[Path | None, typer.Option(help="Another run to compare with.")] = None,
 ) -> None:
     """Compute every number of a finished run again and write its report."""
-    from manyhead.stocks.run import collect, write_results
+    from manyhead.stocks.pipeline import collect, write_results
 
     result = collect(run)
     write_results(result, None if against is None else collect(against))
@@ -266,7 +266,7 @@ def demo_command(out: Annotated[Path, typer.Option(help="Folder of the run.")] =
     import shutil
 
     from manyhead.stocks.config import build
-    from manyhead.stocks.run import run
+    from manyhead.stocks.pipeline import run
     from manyhead.work import cores
 
     if (out / "config.toml").exists():

@@ -15,7 +15,7 @@ from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
 
 if TYPE_CHECKING:
-    from manyhead.stocks.run import Result
+    from manyhead.stocks.pipeline import Result
 
 # symbols shown in the attention picture
 SHOWN = 30

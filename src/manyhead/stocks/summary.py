@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from manyhead.stocks import words
 
 if TYPE_CHECKING:
-    from manyhead.stocks.run import Result
+    from manyhead.stocks.pipeline import Result
 
 
 def summarise(result: "Result") -> str:

@@ -12,7 +12,7 @@ from manyhead.stocks.portfolio import performance
 
 if TYPE_CHECKING:
     from manyhead.stocks.evaluate import ModelSkill
-    from manyhead.stocks.run import Result
+    from manyhead.stocks.pipeline import Result
 
 Table = tuple[list[str], list[list[str | Cell]], str]
 

@@ -43,7 +43,7 @@ def on_real_prices(seed: int, epochs: int) -> list[Measurement]:
     """Stockformer beside ridge, LSTM and a placebo on the same inputs, and the leaky label mask."""
     from manyhead.stocks.book import hold
     from manyhead.stocks.evaluate import Grid, ensemble
-    from manyhead.stocks.run import run
+    from manyhead.stocks.pipeline import run
 
     training = {"epochs": epochs, "seeds": [seed]}
     base = {"data": {"prices": _prices()}, "training": training}
@@ -175,8 +175,8 @@ def _test_ic(panel: Panel, settings: dict[str, Any], seed: int, epochs: int) -> 
     from manyhead.stocks import learn
     from manyhead.stocks.items import choose
     from manyhead.stocks.metrics import daily_ic
+    from manyhead.stocks.pipeline import choose_splits
     from manyhead.stocks.prepare import prepare
-    from manyhead.stocks.run import choose_splits
 
     common: dict[str, Any] = {
         "universe": {"count": "all"},

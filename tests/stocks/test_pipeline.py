@@ -11,8 +11,8 @@ import pytest
 
 from manyhead.errors import InputError
 from manyhead.stocks.config import Config, build
-from manyhead.stocks.predict import predict
-from manyhead.stocks.run import Result, collect, items, run
+from manyhead.stocks.pipeline import Result, collect, items, run
+from manyhead.stocks.scoring import predict
 from tests.browser import open_page
 from tests.stocks.market import SMALL, market, written
 
