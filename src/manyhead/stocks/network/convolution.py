@@ -1,6 +1,6 @@
 """The high frequencies' view of time: a convolution over today and yesterday.
 
-Ma et al., 'Stockformer', 2024, arXiv 2401.06139, section 3.2; released code's reading (a temporal convolutional
+Ma et al., 'Stockformer', 2024, arXiv 2401.06139, section 3.2; released code's reading (a convolutional
 network of one level, without residual).
 """
 

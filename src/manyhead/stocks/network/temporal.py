@@ -54,8 +54,9 @@ def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         torch.baddbmm(w, q, k.mT, beta=0, alpha=scale, out=w)
     weights.masked_fill_(later_days(days, qkv.device), MASKED)
     torch._softmax(weights, -1, False, out=weights)
+    buffer = qkv.new_empty(stocks, days, width // 3)  # a product into strided memory would run stock by stock
     for w, v, o in zip(weights, value, _by_stock(out), strict=True):
-        torch.bmm(w, v, out=o)
+        o.copy_(torch.bmm(w, v, out=buffer))
     return out, weights
 
 
@@ -65,13 +66,15 @@ def causal_backward(grad: Tensor, qkv: Tensor, weights: Tensor, scale: float) ->
     flow = torch.empty_like(weights)
     query, key, value = (_by_stock(part) for part in qkv.chunk(3, -1))
     grad_query, grad_key, grad_value = (_by_stock(part) for part in grad_qkv.chunk(3, -1))
+    buffer = torch.empty_like(grad[0].transpose(0, 1), memory_format=torch.contiguous_format)
     for g, v, w, f, gv in zip(_by_stock(grad), value, weights, flow, grad_value, strict=True):
         torch.bmm(g, v.mT, out=f)
-        torch.bmm(w.mT, g, out=gv)
+        gv.copy_(torch.bmm(w.mT, g, out=buffer))
     torch._softmax_backward_data(flow, weights, -1, weights.dtype, grad_input=flow)
+    flow.mul_(scale)
     for f, q, k, gq, gk in zip(flow, query, key, grad_query, grad_key, strict=True):
-        torch.baddbmm(gq, f, k, beta=0, alpha=scale, out=gq)
-        torch.baddbmm(gk, f.mT, q, beta=0, alpha=scale, out=gk)
+        gq.copy_(torch.bmm(f, k, out=buffer))
+        gk.copy_(torch.bmm(f.mT, q, out=buffer))
     return grad_qkv
 
 
