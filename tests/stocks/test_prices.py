@@ -288,3 +288,11 @@ def test_the_sp500_file_cell_by_cell() -> None:
     np.testing.assert_array_equal(np.where(gone, np.nan, theirs), ours)
     suspended = next(warning for warning in panel.warnings if warning.startswith("suspended"))
     assert int(suspended.split()[1]) == gone.sum()  # nothing else was taken away
+
+
+def test_prices_by_the_name_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_table().write_parquet(tmp_path / "sp500.parquet")
+    monkeypatch.setenv("MANYHEAD_DATA", str(tmp_path))
+    assert_same(read_prices("sp500", today=TODAY), read_prices(tmp_path / "sp500.parquet", today=TODAY))
+    with pytest.raises(InputError, match="sp501: there is no such file or folder"):
+        read_prices("sp501")
