@@ -137,9 +137,10 @@ class Account:
         whole = np.abs(amounts - have) <= 1e-8 + 1e-5 * np.abs(have)  # a whole position needs no rounding
         if not market.rules.short:
             amounts = np.minimum(amounts, np.maximum(have, 0.0))
-        amounts = np.where(whole, amounts, market.lots(day, columns, amounts))
-        if not market.rules.short:
-            amounts = np.minimum(amounts, have)  # rounding to lots adds a tenth of a share
+        if not whole.all():
+            amounts = np.where(whole, amounts, market.lots(day, columns, amounts))
+            if not market.rules.short:
+                amounts = np.minimum(amounts, have)  # rounding to lots adds a tenth of a share
         values = amounts * price
         costs = market.fees(day, columns, values, price, buying=False)
         cash = self.cash + np.cumsum(values - costs)
@@ -255,21 +256,23 @@ class Account:
         cash: float,
         buying: bool,
     ) -> None:
-        filled = amounts * price > 1e-5
-        amounts = np.where(filled, amounts, 0.0)
+        values = amounts * price
+        filled = values > 1e-5
+        if not filled.all():
+            amounts, values = np.where(filled, amounts, 0.0), np.where(filled, values, 0.0)
         before = self.amount[columns]
         after = before + amounts if buying else before - amounts
         # what is left of a position that was sold whole is rounding, not a holding
         after[np.abs(after) <= 1e-8 + 1e-5 * amounts] = 0.0
-        opened = filled & ((before == 0) | (np.sign(before) * np.sign(after) < 0))
-        count = int(np.count_nonzero(opened))
-        self._opened[columns[opened]] = self._openings + np.arange(count)
-        self._openings += count
-        self.days[columns[opened]] = 0
+        opened = columns[(after != 0) & (before * after <= 0)]
+        if len(opened):
+            self._opened[opened] = np.arange(self._openings, self._openings + len(opened))
+            self._openings += len(opened)
+            self.days[opened] = 0
         self.amount[columns] = after
-        self.price[columns[filled]] = price[filled]
-        self.turnover += float(np.sum(amounts * price))
-        self.cost += float(np.sum(costs))
+        self.price[columns] = np.where(filled, price, self.price[columns])
+        self.turnover += float(values.sum())
+        self.cost += float(costs.sum())
         self.cash = cash
         side = {"buy": buying, "wanted": wanted, "reason": reason}
         self.log.add(len(columns), day=day, column=columns, amount=amounts, price=price, cost=costs, **side)

@@ -163,7 +163,7 @@ def backtest(
     values, warnings = align(panel, scores, unknown)
     first, last = _span(panel, values, start, end, lag)
     market = rules.open(panel)
-    bench = benchmark_returns(panel, benchmark)[first : last + 1]
+    bench = benchmark_returns(panel, benchmark, (market.mark, market.gap))[first : last + 1]
     if lag == 0:
         warnings.append("lag=0: each score is traded on the day whose prices it was computed from")
     began = time.perf_counter()

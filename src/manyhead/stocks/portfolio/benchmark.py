@@ -14,28 +14,37 @@ from manyhead.stocks.portfolio.exchange import carry_forward
 Benchmark = Any
 
 
-def equal_weight_returns(panel: Panel, rebalanced: bool = True) -> NDArray[np.float64]:
+# closes carried over gaps, and days since the last one, where they are at hand
+Marks = tuple[NDArray[np.float64], NDArray[np.int32]]
+
+
+def equal_weight_returns(
+    panel: Panel, rebalanced: bool = True, marks: Marks | None = None
+) -> NDArray[np.float64]:
     """Return the daily returns of holding every name in equal shares, free of cost.
 
     Args:
         panel: prices of shape (days, symbols).
         rebalanced: back to equal shares at each close, over the names that have a price on it;
             otherwise bought once, at the close of the first day, and left to drift.
+        marks: what `carry_forward` returns for the closes, to save its time.
 
     Returns:
         (days,) close-to-close returns, 0 on the first day. Names without a price return 0 until
         they have one again.
     """
-    close = panel["close"].astype(np.float64)
-    mark, _ = carry_forward(close)
+    close = panel["close"].astype(np.float64, copy=False)
+    mark, gap = carry_forward(close) if marks is None else marks
     returns = np.zeros(panel.days)
     if rebalanced:
         with np.errstate(invalid="ignore", divide="ignore"):
-            daily = mark[1:] / mark[:-1] - 1
-        traded = ~np.isnan(close[:-1]) & ~np.isnan(daily)
-        count = np.count_nonzero(traded, axis=1)
-        total = np.where(traded, daily, 0.0).sum(axis=1)
-        returns[1:] = np.divide(total, count, out=np.zeros(len(total)), where=count > 0)
+            daily = mark[1:] / mark[:-1]
+        daily -= 1
+        left_out = np.isnan(daily)
+        left_out |= gap[:-1] > 0
+        daily[left_out] = 0.0
+        count = daily.shape[1] - np.count_nonzero(left_out, axis=1)
+        returns[1:] = daily.sum(axis=1) / np.maximum(count, 1)
     else:
         bought = ~np.isnan(close[0])
         if not bought.any():
@@ -45,7 +54,7 @@ def equal_weight_returns(panel: Panel, rebalanced: bool = True) -> NDArray[np.fl
     return returns
 
 
-def benchmark_returns(panel: Panel, benchmark: Benchmark) -> NDArray[np.float64]:
+def benchmark_returns(panel: Panel, benchmark: Benchmark, marks: Marks | None = None) -> NDArray[np.float64]:
     """Return the benchmark's returns on the panel's calendar, shape (days,).
 
     Raises:
@@ -53,7 +62,7 @@ def benchmark_returns(panel: Panel, benchmark: Benchmark) -> NDArray[np.float64]
     """
     if isinstance(benchmark, str):
         if benchmark in ("equal", "hold"):
-            return equal_weight_returns(panel, rebalanced=benchmark == "equal")
+            return equal_weight_returns(panel, benchmark == "equal", marks)
         if benchmark == "none":
             return np.zeros(panel.days)
         raise InputError(f"benchmark must be 'equal', 'hold', 'none', an array or a table, got {benchmark!r}")

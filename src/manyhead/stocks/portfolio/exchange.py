@@ -115,7 +115,7 @@ class Market:
 
     def __init__(self, rules: Exchange, panel: Panel) -> None:
         self.rules, self.dates, self.symbols = rules, panel.dates, panel.symbols
-        self.close = panel["close"].astype(np.float64)
+        self.close = panel["close"].astype(np.float64, copy=False)
         self.suspended: Mask = np.isnan(self.close)
         self.mark, self.gap = carry_forward(self.close)
         bought, sold = rules.deal_price if isinstance(rules.deal_price, tuple) else (rules.deal_price,) * 2
@@ -129,10 +129,12 @@ class Market:
         self.factor = self._factor(panel)
         self.traded: Matrix | None = None
         if rules.costs.impact > 0:
-            self.traded = panel["volume"].astype(np.float64)  # times the price of the order, as Qlib does
+            self.traded = panel["volume"].astype(
+                np.float64, copy=False
+            )  # times the price of the order, as Qlib does
 
     def _deal(self, panel: Panel, name: str) -> Matrix:
-        price = panel[name].astype(np.float64)
+        price = panel[name].astype(np.float64, copy=False)
         if name == "close":
             return self.close
         with np.errstate(invalid="ignore"):
@@ -157,7 +159,7 @@ class Market:
         if self.rules.raw_prices:
             return np.ones(self.close.shape)
         if "factor" in panel:
-            factor = panel["factor"].astype(np.float64)
+            factor = panel["factor"].astype(np.float64, copy=False)
             if not (np.isnan(factor) & ~self.suspended).any():
                 return factor
             reason = "the field 'factor' has gaps"
@@ -199,6 +201,13 @@ class Market:
 
 def carry_forward(values: Matrix) -> tuple[Matrix, NDArray[np.int32]]:
     """Fill gaps with the last value known; return also the days since it, (days, symbols) each."""
-    rows = np.arange(len(values), dtype=np.int32)[:, None]
-    last = np.maximum.accumulate(np.where(np.isnan(values), np.int32(0), rows), axis=0)
-    return np.take_along_axis(values, last, axis=0), rows - last
+    missing = np.isnan(values)
+    gap = np.zeros(values.shape, np.int32)
+    if not missing.any():
+        return values, gap
+    filled = values.copy()
+    for row in np.flatnonzero(missing.any(axis=1)):
+        if row > 0:
+            np.copyto(filled[row], filled[row - 1], where=missing[row])
+            np.copyto(gap[row], gap[row - 1] + 1, where=missing[row])
+    return filled, gap
