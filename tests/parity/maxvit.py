@@ -43,7 +43,12 @@ def renamed(state: State) -> State:
     return out
 
 
-def build(name: str, options: dict[str, Any]) -> nn.Module:
+def sides(table: Tensor) -> list[int]:
+    """Sides of the block that a bias table is made for."""
+    return [(size + 1) // 2 for size in table.shape[1:]]
+
+
+def build(options: dict[str, Any], state: State) -> nn.Module:
     if options["cls"] == "PartitionAttentionCl":
         mixer = BlockAttention if options["partition_type"] == "block" else GridAttention
         dim = options["dim"]
@@ -57,7 +62,8 @@ def build(name: str, options: dict[str, Any]) -> nn.Module:
         widths=options["embed_dim"],
         depths=options["depths"],
         head_dim=options["dim_head"],
-        window=options["win"][0],
+        window=sides(state["stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table"]),
+        lattice=sides(state["stages.0.blocks.0.attn_grid.attn.rel_pos.relative_position_bias_table"]),
     )
 
 
@@ -67,7 +73,7 @@ def run(arrays: Golden) -> dict[str, tuple[Any, Any]]:
         if not isinstance(options, dict) or "cls" not in options:
             continue
         case = arrays.group(name + "/")
-        network = build(name, options)
+        network = build(options, weights(case))
         network.load_state_dict(renamed(weights(case)))
         network.eval()
         x = torch.tensor(case["x"], requires_grad=True)

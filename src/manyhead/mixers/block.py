@@ -137,7 +137,7 @@ class BlockAttention(Mixer):
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         bias = self.relative_bias()
         weights = (logits if bias is None else logits + bias).softmax(-1).transpose(1, 2)
-        dense = weights.new_zeros(x.shape[0], self.heads, place.numel(), place.numel())
+        dense: Tensor = weights.new_zeros(x.shape[0], self.heads, place.numel(), place.numel())
         dense[:, :, where[:, :, None], where[:, None, :]] = weights
         return dense
 

@@ -62,7 +62,8 @@ class ChannelGroupAttention(Mixer):
         """The `(batch, groups, c, c)` weights between channels."""
         left, right, _ = self._parts(x)
         factor = (left.shape[-1] if self.scale == "channels" else left.shape[-2]) ** -0.5
-        return (left.transpose(-1, -2) @ right * factor).softmax(-1)
+        weights: Tensor = (left.transpose(-1, -2) @ right * factor).softmax(-1)
+        return weights
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.require_self_mixing(context)

@@ -120,7 +120,7 @@ class HaloAttention(Mixer):
         query = query.reshape(*query.shape[:5], self.heads, self.head_dim).movedim(-2, 3)
         kv = to_halos(pad_to_multiple(self.kv(x), sizes), sizes, [h, h])  # (batch, rows, columns, w, w, kv)
         kv = kv.reshape(*kv.shape[:3], -1, self.heads, self.head_dim + self.value_dim)
-        k, v = kv.split([self.head_dim, self.value_dim], -1)
+        k, v = kv[..., : self.head_dim], kv[..., self.head_dim :]
         scale = self.head_dim**-0.5
         flat = query.flatten(-3, -2)  # (batch, rows, columns, heads, b * b, head_dim)
         logits = torch.einsum("...nqd,...knd->...nqk", flat, k) * scale

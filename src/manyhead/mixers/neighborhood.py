@@ -101,12 +101,14 @@ class NeighborhoodAttention(Mixer):
         if self.rpb is not None:
             assert isinstance(self.pattern, Window)
             first = [part.movedim(-2, 1) for part in (q * q.shape[-1] ** -0.5, k)]
-            weights = neighborhood_qk(first[0], first[1], self.pattern, self.rpb).softmax(-1)
+            slots = neighborhood_qk(first[0], first[1], self.pattern, self.rpb).softmax(-1)
             index = slots_of(self.pattern, grid, q.shape[-1]).index
-            flat = weights.flatten(2, -2)
+            flat = slots.flatten(2, -2)
             dense = flat.new_zeros(*flat.shape[:3], flat.shape[2])
             return dense.scatter_add(3, index.expand_as(flat).to(flat.device), flat)
         q, k = (part.flatten(1, -3).transpose(1, 2) for part in (q, k))
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        weights = logits.masked_fill(~self.pattern.mask(grid, device=x.device), -torch.inf).softmax(-1)
+        weights: Tensor = logits.masked_fill(~self.pattern.mask(grid, device=x.device), -torch.inf).softmax(
+            -1
+        )
         return weights

@@ -31,8 +31,8 @@ class MaxVitBlock(nn.Module):
         channels: channels of the input.
         out_channels: channels of the output.
         stride: 1, or 2 to halve the map.
-        block: side of the attention blocks.
-        grid: side of the attention lattices.
+        block: side (or sides) of the attention blocks.
+        grid: side (or sides) of the attention lattices.
         head_dim: channels per head.
         order: which attentions follow, and in what order; the paper's generator takes ('grid', 'block').
         conv: whether the block begins with MBConv; without it the channels and the map stay.
@@ -48,8 +48,8 @@ class MaxVitBlock(nn.Module):
         out_channels: int,
         stride: Literal[1, 2] = 1,
         *,
-        block: int = 7,
-        grid: int = 7,
+        block: int | Sequence[int] = 7,
+        grid: int | Sequence[int] = 7,
         head_dim: int = 32,
         order: Sequence[str] = ("block", "grid"),
         conv: bool = True,
@@ -93,7 +93,8 @@ def maxvit(
     classes: int = 1000,
     *,
     image_channels: int = 3,
-    window: int = 7,
+    window: int | Sequence[int] = 7,
+    lattice: int | Sequence[int] | None = None,
     survival: float = 1.0,
     stem: int | None = None,
     widths: Sequence[int] | None = None,
@@ -108,7 +109,8 @@ def maxvit(
         size: 'tiny', 'small', 'base', 'large' or 'xlarge'.
         classes: number of logits.
         image_channels: channels of the image.
-        window: side of blocks and lattices, 7 for images of 224, 12 for 384, 16 for 512.
+        window: side of blocks, 7 for images of 224, 12 for 384, 16 for 512.
+        lattice: side of lattices, that of blocks if left out.
         survival: probability that the last block is kept; block `b` of `N` keeps `1 - (1 - p) b / N`.
         stem: channels of the stem, instead of those of `size`.
         widths: channels per stage likewise.
@@ -140,7 +142,7 @@ def maxvit(
                     width,
                     2 if index == 0 else 1,
                     block=window,
-                    grid=window,
+                    grid=window if lattice is None else lattice,
                     head_dim=head_dim,
                     order=order,
                     padding=padding,
