@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from manyhead.errors import InputError
 from manyhead.stocks.factors.names import LAGS, SERIES, Order, chosen_lags, factor_names
-from manyhead.stocks.factors.source import Factors, Rows, store
+from manyhead.stocks.factors.source import Factors, Rows, in_blocks
 from manyhead.stocks.panel import Panel
 
 TINY = np.float32(1e-12)
@@ -60,9 +60,13 @@ class LaggedAlpha360:
         """
         if not 0 <= start <= stop <= self.days:
             raise InputError(f"rows {start}..{stop} do not lie in 0..{self.days}")
+        values = np.empty((stop - start, len(self._series["close"]), len(self.names)), np.float32)
+        self.fill(values, start, stop)
+        return values
+
+    def fill(self, values: Rows, start: int, stop: int) -> None:
+        """Write the rows into `values`, (stop - start, symbols, factors)."""
         lags = len(self._lags)
-        symbols = len(self._series["close"])
-        values = np.empty((stop - start, symbols, lags * len(self._series)), np.float32)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for index, (name, series) in enumerate(self._series.items()):
                 today = (series if name == "volume" else self._series["close"])[
@@ -76,7 +80,8 @@ class LaggedAlpha360:
                 for column, lag in enumerate(self._lags):
                     past = series[:, start + _REACH - lag : stop + _REACH - lag]
                     np.divide(past.T, by, out=block[..., column])
-        return values if self._columns is None else values[..., self._columns]
+        if self._columns is not None:
+            values[...] = values[..., self._columns]
 
 
 def alpha360(
@@ -96,7 +101,10 @@ def alpha360(
     Raises:
         InputError: if a lag or the order is not one of the above.
     """
-    return store(LaggedAlpha360(panel, lags, order), threads=threads)
+    source = LaggedAlpha360(panel, lags, order)
+    values = np.empty((panel.days, len(panel.symbols), len(source.names)), np.float32)
+    in_blocks(panel.days, lambda start, stop: source.fill(values[start:stop], start, stop), threads)
+    return Factors(source.names, values)
 
 
 def _windows(series: Rows, start: int, stop: int) -> Rows:
