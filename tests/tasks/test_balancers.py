@@ -37,7 +37,10 @@ CONTRACTS = {
     "cagrad": (lambda names: TorchJD("cagrad", c=0.4), {}),
     "pcgrad": (lambda names: TorchJD("pcgrad"), RANDOM_ORDER),
     "gradvac": (lambda names: TorchJD("gradvac"), RANDOM_ORDER),
-    "nash-mtl": (lambda names: TorchJD("nash_mtl", n_tasks=len(names)), FIXED_TASKS),
+    "nash-mtl": (
+        lambda names: TorchJD("nash_mtl", n_tasks=len(names), optim_niter=3, update_weights_every=4),
+        FIXED_TASKS,
+    ),
 }
 AT_REPRESENTATION = {
     "finds_the_shared_parameters_itself": "it works at the representation, which it must be told",
