@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 from manyhead.stocks.network.layers import affine, affine_backward, cast
 
 
-def dropped(like: Tensor, share: int) -> Tensor:
-    """Booleans that are true with probability share / 65536, from 16 random bits each."""
+def kept(like: Tensor, share: int) -> Tensor:
+    """Ones, and zeros with probability share / 65536, shaped like `like`: from 16 random bits each."""
     bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (bits.view(torch.int16)[: like.numel()] < share - 2**15).view(like.shape)
+    bits = bits.view(torch.int16)[: like.numel()].view(like.shape)
+    return torch.ge(bits, share - 2**15, out=torch.empty_like(like))
 
 
 class _Convolution(torch.autograd.Function):
@@ -34,7 +35,7 @@ class _Convolution(torch.autograd.Function):
             torch.baddbmm(late, early, before.t().expand(batch, -1, -1), out=late)
         y.relu_()
         if share:
-            y.masked_fill_(dropped(y, share), 0)
+            y.mul_(kept(y, share))
         ctx.save_for_backward(x, y, before, now)
         return y
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -31,12 +32,7 @@ def later_days(days: int, device: torch.device) -> Tensor:
     return torch.ones(days, days, dtype=torch.bool, device=device).triu(1)
 
 
-def _by_stock(x: Tensor) -> list[Tensor]:
-    """`(batch, days, stocks, dim)` as one view `(stocks, days, dim)` per batch element; nothing moves."""
-    return list(x.transpose(1, 2).unbind(0))
-
-
-def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Every day of a stock attends to that stock's days up to itself.
 
     Args:
@@ -44,38 +40,33 @@ def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         scale: multiplies the scores.
 
     Returns:
-        The mixtures `(batch, days, stocks, dim)` and the weights `(batch, stocks, days, days)`.
+        The mixtures `(batch, days, stocks, dim)`, and what `causal_backward` needs: query, key and value by
+        stock, `(3, batch * stocks, days, dim)`, and the weights `(batch * stocks, days, days)`.
     """
-    batch, days, stocks, width = qkv.shape
-    out = qkv.new_empty(batch, days, stocks, width // 3)
-    weights = qkv.new_empty(batch, stocks, days, days)
-    query, key, value = (_by_stock(part) for part in qkv.chunk(3, -1))
-    for q, k, w in zip(query, key, weights, strict=True):
-        torch.baddbmm(w, q, k.mT, beta=0, alpha=scale, out=w)
-    weights.masked_fill_(later_days(days, qkv.device), MASKED)
+    batch, days = qkv.shape[:2]
+    # One copy, so that the many small products below read contiguous memory.
+    parts = rearrange(qkv, "b t n (p d) -> p (b n) t d", p=3).contiguous()
+    query, key, value = parts
+    weights = torch.bmm(query, key.mT)
+    later = later_days(days, qkv.device).to(qkv.dtype)
+    weights.mul_((1 - later) * scale).add_(later * MASKED)  # much faster than `masked_fill_`
     torch._softmax(weights, -1, False, out=weights)
-    buffer = qkv.new_empty(stocks, days, width // 3)  # a product into strided memory would run stock by stock
-    for w, v, o in zip(weights, value, _by_stock(out), strict=True):
-        o.copy_(torch.bmm(w, v, out=buffer))
-    return out, weights
+    mixed = rearrange(torch.bmm(weights, value), "(b n) t d -> b t n d", b=batch)
+    return mixed.contiguous(), parts, weights
 
 
-def causal_backward(grad: Tensor, qkv: Tensor, weights: Tensor, scale: float) -> Tensor:
-    """Gradient of qkv."""
-    grad_qkv = torch.empty_like(qkv)
-    flow = torch.empty_like(weights)
-    query, key, value = (_by_stock(part) for part in qkv.chunk(3, -1))
-    grad_query, grad_key, grad_value = (_by_stock(part) for part in grad_qkv.chunk(3, -1))
-    buffer = torch.empty_like(grad[0].transpose(0, 1), memory_format=torch.contiguous_format)
-    for g, v, w, f, gv in zip(_by_stock(grad), value, weights, flow, grad_value, strict=True):
-        torch.bmm(g, v.mT, out=f)
-        gv.copy_(torch.bmm(w.mT, g, out=buffer))
+def causal_backward(grad: Tensor, parts: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """Gradient of qkv, `(batch, days, stocks, 3 * dim)`, from that of the mixtures."""
+    query, key, value = parts
+    mixed = rearrange(grad, "b t n d -> (b n) t d").contiguous()
+    flow = torch.bmm(mixed, value.mT)
     torch._softmax_backward_data(flow, weights, -1, weights.dtype, grad_input=flow)
     flow.mul_(scale)
-    for f, q, k, gq, gk in zip(flow, query, key, grad_query, grad_key, strict=True):
-        gq.copy_(torch.bmm(f, k, out=buffer))
-        gk.copy_(torch.bmm(f.mT, q, out=buffer))
-    return grad_qkv
+    grads = torch.empty_like(parts)
+    torch.bmm(flow, key, out=grads[0])
+    torch.bmm(flow.mT, query, out=grads[1])
+    torch.bmm(weights.mT, mixed, out=grads[2])
+    return rearrange(grads, "p (b n) t d -> b t n (p d)", b=len(grad)).contiguous()
 
 
 class _TemporalBlock(torch.autograd.Function):
@@ -86,15 +77,15 @@ class _TemporalBlock(torch.autograd.Function):
         qkv_w, qkv_b, out_w, out_b, first_w, first_b, second_w, second_b = weights
         dim = x.shape[-1]
         y = (x + te).view(-1, dim)
-        qkv = affine(y, qkv_w, qkv_b)
-        mixed, attention = causal_forward(qkv.view(*x.shape[:-1], 3 * dim), scale)
+        qkv = affine(y, qkv_w, qkv_b).view(*x.shape[:-1], 3 * dim)
+        mixed, parts, attention = causal_forward(qkv, scale)
         mixed = mixed.view(-1, dim)
         z, spread = norm(affine(mixed, out_w, out_b).add_(y))
         inner = affine(z, first_w, first_b).relu_()
         out, out_spread = norm(affine(inner, second_w, second_b).add_(z))
         out = out.view(x.shape)
         ctx.save_for_backward(
-            y, qkv, attention, mixed, z, spread, inner, out, out_spread, qkv_w, out_w, first_w, second_w
+            y, parts, attention, mixed, z, spread, inner, out, out_spread, qkv_w, out_w, first_w, second_w
         )
         ctx.scale = scale
         return out
@@ -102,7 +93,7 @@ class _TemporalBlock(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, qkv, attention, mixed, z, spread, inner, out, out_spread, *weights = ctx.saved_tensors
+        y, parts, attention, mixed, z, spread, inner, out, out_spread, *weights = ctx.saved_tensors
         qkv_w, out_w, first_w, second_w = weights
         shape, dim = grad.shape, grad.shape[-1]
         flow = norm_backward(grad.reshape(-1, dim), out.view(-1, dim), out_spread)
@@ -111,9 +102,7 @@ class _TemporalBlock(torch.autograd.Function):
         first = affine_backward(narrow, z)
         flow = norm_backward(flow.addmm_(narrow, first_w), z, spread)
         output = affine_backward(flow, mixed)
-        grad_qkv = causal_backward(
-            (flow @ out_w).view(shape), qkv.view(*shape[:-1], 3 * dim), attention, ctx.scale
-        ).view(-1, 3 * dim)
+        grad_qkv = causal_backward((flow @ out_w).view(shape), parts, attention, ctx.scale).view(-1, 3 * dim)
         projections = affine_backward(grad_qkv, y)
         grad_y = flow.addmm_(grad_qkv, qkv_w).view(shape)
         grad_te = grad_y.sum(2, keepdim=True) if ctx.needs_input_grad[1] else None
