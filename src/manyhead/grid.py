@@ -28,10 +28,10 @@ def as_grid(grid: int | Sequence[int], name: str = "grid") -> Grid:
     Raises:
         InputError: if it has no axis, or a size is not a whole number above zero.
     """
-    sizes = (grid,) if isinstance(grid, int) else tuple(grid)
-    if not sizes or any(isinstance(size, bool) or int(size) != size or size < 1 for size in sizes):
+    sizes = tuple(grid) if isinstance(grid, Sequence) and not isinstance(grid, str) else (grid,)
+    if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise InputError(f"{name} takes one or more sizes above zero, such as 64 or (32, 32); got {grid!r}")
-    return tuple(int(size) for size in sizes)
+    return sizes
 
 
 def per_axis(value: T | Sequence[T], axes: int, name: str) -> tuple[T, ...]:

@@ -411,7 +411,7 @@ def ring_attend(
     spread = positions(math.prod(sizes), ring.size, layout)
     if q.shape[1] != len(spread[ring.rank]):
         raise InputError(
-            f"process {ring.rank} of {ring.size} holds {len(spread[ring.rank])} tokens of {sizes} in the layout "
+            f"process {ring.rank} of {ring.size} holds {len(spread[ring.rank])} tokens of {sizes} in layout "
             f"{layout!r}, got {q.shape[1]}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale

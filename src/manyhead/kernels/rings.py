@@ -72,8 +72,8 @@ class ProcessRing(Ring):
                 request.wait(self.timeout)
             except Exception as error:  # gloo and NCCL raise their own kinds
                 raise LostPeer(
-                    f"process {self.rank} of {self.size} lost a neighbour while it {what}: it has ended or did "
-                    f"not answer within {self.timeout.total_seconds():g} s ({type(error).__name__})"
+                    f"process {self.rank} of {self.size} lost a neighbour while it {what}: ended, or "
+                    f"without answer for {self.timeout.total_seconds():g} s ({type(error).__name__})"
                 ) from error
 
     def _start(
