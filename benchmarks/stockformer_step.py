@@ -156,11 +156,14 @@ def measure(batch: int, stocks: int, bfloat16: bool, threads: int, repeats: int)
     times = seconds(step, repeats) if repeats else warm_up
     peak = peak_bytes()
     flops = step_flops(batch, stocks)
-    # The product is timed around more steps, so that both see the same machine.
-    product = product_seconds(flops, 1)
+    # The product, and under bfloat16 the float32 step, are timed in turn with more steps: what else the
+    # machine does then slows all of them.
+    exact = training_step(batch, stocks, False)[0] if bfloat16 and repeats else None
+    product, float32 = product_seconds(flops, 1), seconds(exact, 1)[:0] if exact else []
     for _ in range(repeats):
         times += seconds(step, 1)
         product += product_seconds(flops, 1)
+        float32 += seconds(exact, 1) if exact else []
     share = copied_share(1, stocks)
     best, fair = min(times), min(product)
     performed = step_flops(batch, stocks, copied=share)
@@ -171,6 +174,7 @@ def measure(batch: int, stocks: int, bfloat16: bool, threads: int, repeats: int)
         "seconds": best,
         "median_seconds": sorted(times)[len(times) // 2],
         "product_seconds": fair,
+        "share_of_float32": best / min(float32) if float32 else None,
         "efficiency": fair / best,
         "efficiency_performed": fair / best * performed / flops,
         "copied_share": share,
@@ -196,7 +200,7 @@ def main() -> None:
         return
     rows = []
     columns = {"stocks": 6, "batch": 5, "precision": 9, "seconds": 8, "efficiency": 10}
-    columns |= {"efficiency_performed": 20, "peak_gb": 8, "peak_gb_above_start": 19}
+    columns |= {"efficiency_performed": 20, "share_of_float32": 16, "peak_gb": 8, "peak_gb_above_start": 19}
     print(" ".join(f"{name:>{width}}" for name, width in columns.items()))
     for stocks in chosen.stocks:
         batch, repeats = (
@@ -207,9 +211,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--threads", str(chosen.threads), "--case", *case]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             rows.append(row)
-            cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else row[name] for name in columns]
-            aligned = zip(cells, columns.values(), strict=True)
-            print(" ".join(f"{cell:>{width}}" for cell, width in aligned), flush=True)
+            values = [(row[name], width) for name, width in columns.items()]
+            cells = [(f"{x:.3f}" if isinstance(x, float) else str(x or ""), width) for x, width in values]
+            print(" ".join(f"{cell:>{width}}" for cell, width in cells), flush=True)
     if chosen.json:
         machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
         result = {"machine": machine | {"threads": chosen.threads}, "released": RELEASED, "cases": rows}

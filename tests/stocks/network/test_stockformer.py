@@ -313,3 +313,17 @@ def test_wrong_shapes_are_named(name: str) -> None:
 
 def test_the_released_size_has_the_papers_parameters() -> None:
     assert official_parameter_count(Stockformer(363)) == 976_219
+
+
+def test_float32_at_the_released_sizes() -> None:
+    torch.manual_seed(2)
+    network = Stockformer(363).eval()
+    given = {n: x.float() if x.is_floating_point() else x for n, x in inputs(network, 1, 30).items()}
+    given["low"].requires_grad_()
+    ours = network(**given)
+    plain = stockformer_reference(official_views(network), **given, head_dim=128)
+    expected = [plain[name] for name in ("class", "class_low", "reg", "reg_low")]
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    found, wanted = (torch.autograd.grad(total(list(x)), given["low"])[0] for x in (ours, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

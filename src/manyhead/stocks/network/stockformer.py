@@ -122,6 +122,9 @@ class Stockformer(nn.Module):
     The graph is the input `adjgat`; zeros are the ablation 'without graph'. Single-task training is a matter
     of the loss: the outputs stay.
 
+    Gradients are first-order and not batched (no double backward, no vmap); where more is wanted,
+    `reference.stockformer_reference` on `official.official_views` differentiates the same parameters.
+
     Raises:
         InputError: for sizes below their minimum, a dropout outside [0, 1), an unknown fusion, or
             inputs whose shapes do not fit together.
