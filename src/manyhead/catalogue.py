@@ -7,7 +7,7 @@ from manyhead.errors import InputError
 from manyhead.system import System
 
 # slug of every system, in `manyhead/systems/<slug>.py`, each with one `SYSTEM`
-SLUGS: tuple[str, ...] = ("stockformer", "r_mtgb")
+SLUGS: tuple[str, ...] = ("stockformer", "r_mtgb", "tall_masks")
 
 
 def load(slug: str) -> System:
