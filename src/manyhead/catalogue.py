@@ -7,7 +7,17 @@ from manyhead.errors import InputError
 from manyhead.system import System
 
 # slug of every system, in `manyhead/systems/<slug>.py`, each with one `SYSTEM`
-SLUGS: tuple[str, ...] = ("stockformer", "r_mtgb", "tall_masks")
+SLUGS: tuple[str, ...] = (
+    "stockformer",
+    "r_mtgb",
+    "tall_masks",
+    "gna",
+    "faster_na",
+    "halonet",
+    "maxvit",
+    "davit",
+    "sequence_parallelism",
+)
 
 
 def load(slug: str) -> System:
