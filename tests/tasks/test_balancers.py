@@ -14,12 +14,13 @@ from manyhead.tasks import (
     Losses,
     Sum,
     TorchJD,
+    TorchJDScalarizer,
     balancer_by_name,
     balancer_names,
 )
 from manyhead.testing import check_balancer
 
-RANDOM_ORDER = {"invariant_to_task_order": "the tasks are visited in a random order"}
+RANDOM_ORDER = {"invariant_to_task_order": "the tasks are visited, or weighed, at random"}
 FIXED_TASKS = {
     "a_task_may_be_absent_from_a_batch": "Nash-MTL's solver is built for a fixed number of tasks",
     "a_single_task_keeps_its_direction": "there is no bargain with a single task",
@@ -27,6 +28,10 @@ FIXED_TASKS = {
     "keeps_direction_when_all_losses_scale": "its linearised solver starts from weights of one",
     "many_tasks_work": "twelve tasks take its solver many seconds; two and three are checked",
 }
+COUNTS = "it has one weight for each task, by position"
+COUPLED = {"heads_ignore_other_tasks": "the weight of a task depends on the losses of all"}
+ABSENT = {"a_task_may_be_absent_from_a_batch": COUNTS}
+LOGARITHM = {"survives_gradients_of_zero": "the geometric mean has no gradient at a loss of zero"}
 CONTRACTS = {
     "sum": (lambda names: Sum(), {}),
     "fixed": (lambda names: FixedWeights(dict.fromkeys(names, 0.5)), {}),
@@ -37,6 +42,11 @@ CONTRACTS = {
     "cagrad": (lambda names: TorchJD("cagrad", c=0.4), {}),
     "pcgrad": (lambda names: TorchJD("pcgrad"), RANDOM_ORDER),
     "gradvac": (lambda names: TorchJD("gradvac"), RANDOM_ORDER),
+    "gls": (lambda names: balancer_by_name("gls"), COUPLED | LOGARITHM),
+    "rlw": (lambda names: balancer_by_name("rlw"), RANDOM_ORDER),
+    "dwa": (lambda names: balancer_by_name("dwa"), ABSENT),
+    "famo": (lambda names: balancer_by_name("famo", shape=len(names)), COUPLED | ABSENT),
+    "uw": (lambda names: balancer_by_name("uw", shape=len(names)), ABSENT),
     "nash-mtl": (
         lambda names: TorchJD("nash_mtl", n_tasks=len(names), optim_niter=3, update_weights_every=4),
         FIXED_TASKS,
@@ -233,6 +243,32 @@ def test_aggregating_at_the_representation_equals_over_parameters_for_a_linear_n
         assert parameter.grad.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_geometric_mean_and_dwa_follow_their_equations() -> None:
+    x = torch.tensor([0.5, 8.0], dtype=torch.float64, requires_grad=True)
+    losses = {"a": x[0] * 1, "b": x[1] * 1}
+    assert float(balancer_by_name("gls").combine(losses).detach()) == pytest.approx(
+        2.0
+    )  # (0.5 * 8) ** (1 / 2)
+    dwa = balancer_by_name("dwa", temperature=2.0)
+    for epoch in ([1.0, 4.0], [0.5, 4.0]):
+        dwa.combine({"a": torch.tensor(epoch[0]), "b": torch.tensor(epoch[1])})
+        dwa.after_epoch()
+    shares = [math.exp(0.5 / 2), math.exp(1.0 / 2)]  # the rates of descent are 1/2 and 1
+    expected = 2 * (shares[0] * 3.0 + shares[1] * 1.0) / sum(shares)
+    assert float(dwa.combine({"a": torch.tensor(3.0), "b": torch.tensor(1.0)})) == pytest.approx(expected)
+
+
+def test_famo_moves_weight_to_the_task_that_falls_more_slowly() -> None:
+    famo = balancer_by_name("famo", shape=2, weight_decay=0.0)
+    for _ in range(20):
+        famo.combine({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
+        famo.after_step(lambda: {"a": torch.tensor(0.5), "b": torch.tensor(0.99)})
+    slow = torch.tensor(1.0, requires_grad=True)
+    fast = torch.tensor(1.0, requires_grad=True)
+    famo.backward({"a": fast * 1, "b": slow * 1})
+    assert slow.grad > 1.5 * fast.grad
+
+
 # -- names and arguments ------------------------------------------------------------------------------
 
 
@@ -246,6 +282,12 @@ def test_every_listed_name_builds_its_balancer() -> None:
         "krum": {"n_byzantine": 1},
         "nashmtl": {"n_tasks": 2},
         "trimmedmean": {"trim_number": 1},
+        "famo": {"shape": 2},
+        "uw": {"shape": 2},
+        "imtll": {"shape": 2},
+        "stch": {"mu": 1.0},
+        "cosmos": {"lambda_": 1.0, "weights": torch.ones(2)},
+        "pbi": {"theta": 1.0, "weights": torch.ones(2)},
     }
     names = balancer_names()
     assert {"sum", "fixed", "uncertainty", "upgrad", "mgda", "pcgrad", "cagrad"} <= set(names)
@@ -265,6 +307,8 @@ def test_every_listed_name_builds_its_balancer() -> None:
         (lambda: balancer_by_name("cagrad"), "CAGrad cannot be built"),
         (lambda: balancer_by_name("cagrad", c=-1.0), "CAGrad cannot be built"),
         (lambda: TorchJD("nothing"), "aggregator must be one of"),
+        (lambda: TorchJDScalarizer("nothing"), "scalarizer must be one of .*'famo'.*got 'nothing'"),
+        (lambda: balancer_by_name("famo"), "FAMO cannot be built"),
         (lambda: TorchJD("mgda", at="middle"), "at must be 'parameters' or 'representation', got 'middle'"),
         (lambda: FixedWeights({"a": -1.0}), r"weights\['a'\] must be finite and not negative, got -1.0"),
         (lambda: FixedWeights({"a": float("nan")}), "must be finite"),

@@ -8,6 +8,7 @@ from manyhead.tasks.balancers import (
     Scalarisation,
     Sum,
     TorchJD,
+    TorchJDScalarizer,
     balancer_by_name,
     balancer_names,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Sum",
     "Task",
     "TorchJD",
+    "TorchJDScalarizer",
     "balancer_by_name",
     "balancer_names",
     "class_weights",

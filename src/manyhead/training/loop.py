@@ -83,6 +83,7 @@ class Run:
         self.identity = identity(train, balancer, self.optimizer, settings, fabric.world_size)
         self.position = Position()
         self.best: dict[str, Any] | None = None
+        self.batch: Any = None  # the last one, for balancers that look at it again after the step
         if folder is not None and folder.has_checkpoint:
             self.position = restore(folder, self.parts, self.identity, fabric)
             if self.position.best_epoch is not None:
@@ -149,6 +150,7 @@ class Run:
                 self.model, self.stepping, max_norm=self.settings.clip_norm, error_if_nonfinite=False
             )
         self.stepping.step()
+        self.balancer.after_step(lambda: self._losses(self.batch))
 
     def _gradients(self, indices: Tensor, share: float) -> bool:
         """Add `share` of the gradient of one batch; False if it has no loss at all."""
@@ -160,16 +162,12 @@ class Run:
             share *= len(indices) * fabric.world_size / whole
             if len(indices) == 0:
                 return False
-        batch = fabric.to_device(take(self.train, indices))
-
-        def forward() -> Mapping[str, Tensor]:
-            with fabric.autocast():
-                return self.settings.losses(self.model, batch)
+        batch = self.batch = fabric.to_device(take(self.train, indices))
 
         def scaled(losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             return losses if share == 1 else {name: loss * share for name, loss in losses.items()}
 
-        losses = forward()
+        losses = self._losses(batch)
         if not losses:
             return False
         self._record(losses, len(indices))
@@ -177,10 +175,14 @@ class Run:
             scaled(losses),
             shared=getattr(losses, "shared", None),
             representation=getattr(losses, "representation", None),
-            recompute=lambda: scaled(forward()),
+            recompute=lambda: scaled(self._losses(batch)),
             backward=fabric.backward,
         )
         return True
+
+    def _losses(self, batch: Any) -> Mapping[str, Tensor]:
+        with self.fabric.autocast():
+            return self.settings.losses(self.model, batch)
 
     def _record(self, losses: Mapping[str, Tensor], samples: int) -> None:
         """Add the losses to the epoch's means; refuse one that is not finite."""
@@ -200,6 +202,7 @@ class Run:
     def _close_epoch(self, started: float) -> bool:
         """Validate, step the schedule, choose; whether this epoch is the best so far."""
         s, position = self.settings, self.position
+        self.balancer.after_epoch()
         row = self._measure()
         position.seconds = time.perf_counter() - started
         row["seconds"] = position.seconds - sum(epoch["seconds"] for epoch in position.history)

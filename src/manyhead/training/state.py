@@ -56,7 +56,9 @@ def save(
         NonFiniteLoss: if a weight is not finite; the checkpoint before it stays.
     """
     share_buffers(fabric, parts["model"])
-    everyone = gather(fabric, (random_state(), position.sums, position.counts))
+    # a balancer remembers what it saw in its own process
+    remembered = parts["balancer"].state_dict()
+    everyone = gather(fabric, (random_state(), position.sums, position.counts, remembered))
     failure: Exception | None = None
     if fabric.is_global_zero:
         try:
@@ -110,6 +112,7 @@ def restore(folder: RunFolder, parts: dict[str, Any], identity: dict[str, Any], 
                 raise InputError(f"the {name} does not fit the run in {folder.path}: {error}") from error
     fabric._precision.load_state_dict(state["precision"])
     position = Position(**state["position"])
-    generators, position.sums, position.counts = state["processes"][fabric.global_rank]
+    generators, position.sums, position.counts, remembered = state["processes"][fabric.global_rank]
+    parts["balancer"].load_state_dict(remembered)
     set_random_state(generators)
     return position

@@ -71,6 +71,16 @@ class Balancer(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement backward()")
 
+    def after_step(self, recompute: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Called when the optimizer has made its step, for balancers that watch what it did.
+
+        Args:
+            recompute: the losses of the last batch with the new parameters.
+        """
+
+    def after_epoch(self) -> None:
+        """Called when an epoch of training ends, before validation."""
+
 
 class Scalarisation(Balancer):
     """A balancer that combines the losses into one scalar, `combine(losses)`."""

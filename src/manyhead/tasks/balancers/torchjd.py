@@ -6,6 +6,7 @@ TorchJD's; each cites its own paper there.
 """
 
 import contextlib
+import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ class TorchJD(Balancer):
             raise InputError(f"at must be 'parameters' or 'representation', got {at!r}")
         if isinstance(aggregator, str):
             known = aggregators()
-            kind = known.get(_plain(aggregator))
+            kind = known.get(plain_name(aggregator))
             if kind is None:
                 raise InputError(f"aggregator must be one of {sorted(known)}, got {aggregator!r}")
             try:
@@ -193,31 +194,36 @@ class TorchJD(Balancer):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the aggregator remembers between steps, as tensors, arrays and numbers."""
-        return {name: _memory(module) for name, module in self.aggregator.named_modules()}
+        return {name: memory(module) for name, module in self.aggregator.named_modules()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Put back what `get_extra_state` gave."""
         for name, module in self.aggregator.named_modules():
-            for key, value in state.get(name, {}).items():
-                if key in module._buffers:
-                    module._buffers[key] = None if value is None else value.clone()
-                else:
-                    setattr(module, key, value)
+            remember(module, state.get(name, {}))
             if hasattr(module, "_init_optim_problem") and vars(module).get("step", 0):
                 module._init_optim_problem()  # Nash-MTL builds its solver at its first step
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """'IMTL-G', 'imtl_g' and 'IMTLG' are one name."""
     return name.lower().replace("_", "").replace("-", "").replace(" ", "")
 
 
-def _memory(module: nn.Module) -> dict[str, Any]:
+def memory(module: nn.Module) -> dict[str, Any]:
     """A module's buffers and the plain values among its attributes."""
-    memory: dict[str, Any] = dict(module._buffers)
+    held: dict[str, Any] = dict(module._buffers)
     for key, value in vars(module).items():
         if key in ("training", "_buffers", "_parameters", "_modules") or key.startswith("_non_persistent"):
             continue
-        if isinstance(value, (Tensor, np.ndarray, float, int, bool, tuple)):
-            memory[key] = value
-    return memory
+        if value is None or isinstance(value, (Tensor, np.ndarray, float, int, bool, tuple, list)):
+            held[key] = value
+    return copy.deepcopy(held)
+
+
+def remember(module: nn.Module, held: Mapping[str, Any]) -> None:
+    """Put back what `memory` gave."""
+    for key, value in copy.deepcopy(dict(held)).items():
+        if key in module._buffers:
+            module._buffers[key] = value
+        else:
+            setattr(module, key, value)
