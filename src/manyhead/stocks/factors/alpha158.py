@@ -16,7 +16,9 @@ from manyhead.stocks.factors.names import WINDOWS, Order, chosen_windows, factor
 from manyhead.stocks.factors.source import BLOCK, Factors, Rows, in_blocks
 from manyhead.stocks.panel import Panel
 
-SYMBOLS = 16  # columns a block: arrays of a block stay in the second-level cache
+# a tile of days x symbols whose arrays stay in the second-level cache
+DAYS = 512
+SYMBOLS = 16
 
 
 class RollingAlpha158:
@@ -96,8 +98,15 @@ def alpha158(
     source = RollingAlpha158(panel, windows, order)
     values = np.empty((panel.days, len(panel.symbols), len(source.names)), np.float32)
 
-    def fill(first: int, last: int) -> None:
-        source.fill(values[:, first:last], 0, panel.days, slice(first, last))
+    tiles = [
+        (slice(row, min(row + DAYS, panel.days)), slice(symbol, symbol + SYMBOLS))
+        for symbol in range(0, len(panel.symbols), SYMBOLS)
+        for row in range(0, panel.days, DAYS)
+    ]
 
-    in_blocks(len(panel.symbols), fill, threads, block=SYMBOLS)
+    def fill(first: int, last: int) -> None:
+        for rows, symbols in tiles[first:last]:
+            source.fill(values[rows, symbols], rows.start, rows.stop, symbols)
+
+    in_blocks(len(tiles), fill, threads, block=1)
     return Factors(source.names, values)

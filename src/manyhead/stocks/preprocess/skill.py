@@ -5,13 +5,19 @@ coefficient, the share of days on which it is positive, and on which it exceeds 
 whose mean RankIC stays below 0.02 are dropped. Use training rows only: a choice made on other rows leaks.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from manyhead.errors import InputError
 from manyhead.stocks.factors.source import FactorSource
 from manyhead.stocks.metrics import correlation_by_day, ranks
+
+if TYPE_CHECKING:
+    import polars as pl
 
 NOTABLE = 0.02  # the paper's bound for a coefficient that matters
 
@@ -31,6 +37,8 @@ def factor_skill(source: FactorSource, flow: NDArray[np.floating], rows: range) 
     Raises:
         InputError: if there are no rows, or the returns are of other days or symbols.
     """
+    import polars as pl
+
     if len(rows) == 0:
         raise InputError("factor_skill needs at least one row, got none")
     symbols = source.rows(rows.start, rows.start).shape[1]
@@ -75,6 +83,8 @@ def notable_factors(skill: pl.DataFrame, least: float = NOTABLE) -> tuple[str, .
     Raises:
         InputError: if none is.
     """
+    import polars as pl
+
     kept = skill.filter(pl.col("rank_ic").is_not_nan() & (pl.col("rank_ic").abs() >= least))["factor"]
     if kept.is_empty():
         raise InputError(f"no factor has a mean RankIC of {least:g} or more in magnitude; lower `least`")
