@@ -17,6 +17,7 @@ SLUGS: tuple[str, ...] = (
     "maxvit",
     "davit",
     "sequence_parallelism",
+    "moh",
 )
 
 

@@ -36,8 +36,9 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, cau
     chosen = selected.reshape(-1, tokens)  # (batch * routed, tokens)
     flat = q[:, shared:].reshape(-1, head_dim)
     rows = chosen.flatten().nonzero()[:, 0]
-    queries = flat.index_select(0, rows).split(chosen.sum(1).tolist())
-    places = chosen.nonzero()[:, 1].split([len(part) for part in queries])
+    counts = chosen.sum(1).tolist()
+    queries = torch.split(flat.index_select(0, rows), counts)
+    places = torch.split(chosen.nonzero()[:, 1], counts)
     outs = []
     every = (part[:, shared:].flatten(0, 1).unbind(0) for part in (k, v))
     for query, place, key, value in zip(queries, places, *every, strict=True):
@@ -58,7 +59,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, place: Tensor) -> Tensor:
     if not len(q):
         return q
     outs = []
-    for query, at in zip(q.split(BLOCK), place.split(BLOCK), strict=True):
+    for query, at in zip(torch.split(q, BLOCK), torch.split(place, BLOCK), strict=True):
         end = int(at[-1]) + 1
         mask = torch.arange(end, device=q.device) <= at[:, None]
         outs.append(_one(query, k[:end], v[:end], mask[None, None]))

@@ -1,0 +1,71 @@
+"""Time of a mixture of heads that computes what it selected, against dense multi-head attention.
+
+    python benchmarks/moh.py [--tokens 1024] [--channels 512] [--heads 8] [--batch 4] [--json FILE]
+
+Half of the heads are at work (a quarter shared, a quarter selected by a fresh router). Runs of the two
+alternate, the median ratio of pairs is reported.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from manyhead.demonstration import machine
+from manyhead.files import write_text
+from manyhead.mixers.moh import MixtureOfHeads
+from manyhead.mixers.multihead import MultiHeadAttention
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in {"tokens": 1024, "channels": 512, "heads": 8, "batch": 4, "pairs": 15}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    x = torch.randn(options.batch, options.tokens, options.channels)
+    quarter = options.heads // 4
+    found = {"machine": machine(), **vars(options)}
+    for causal in (False, True):
+        dense = MultiHeadAttention(options.channels, options.heads, causal=causal)
+        sparse = MixtureOfHeads(
+            MultiHeadAttention(options.channels, options.heads, causal=causal), quarter, quarter, sparse=True
+        )
+
+        def infer(layer: torch.nn.Module) -> None:
+            with torch.inference_mode():
+                layer.eval()(x)
+
+        def train(layer: torch.nn.Module) -> None:
+            layer.train()
+            layer.zero_grad()
+            layer(x).square().mean().backward()
+
+        for name, run in (("inference", infer), ("training", train)):
+            pairs = []
+            for n in range(options.pairs + 2):
+                pair = seconds(lambda: run(sparse)), seconds(lambda: run(dense))  # noqa: B023
+                pairs += [pair] if n >= 2 else []
+            key = f"{name}, {'causal' if causal else 'both ways'}"
+            found[key] = {
+                "sparse_ms": 1e3 * statistics.median(pair[0] for pair in pairs),
+                "dense_ms": 1e3 * statistics.median(pair[1] for pair in pairs),
+                "ratio": statistics.median(pair[0] / pair[1] for pair in pairs),
+            }
+            print(key, {name: round(value, 3) for name, value in found[key].items()})
+    if options.json:
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
