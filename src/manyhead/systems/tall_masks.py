@@ -308,6 +308,11 @@ vector. Masks are packed eight to a byte for each tensor, and cut to its size wh
 of the TIES variant cannot be read back by the code that wrote them; here one archive holds base, vector and
 masks.
 
+**What falls short.** Heads fitted to the base's features already reach 88 % of the fine-tuned accuracy, so
+that single merged models have only a few points to win, and between averaging, arithmetic, TIES and
+Consensus three seeds show no order. TALL-masks keep about 98.7 %, the paper's 99 % in some seeds only: a
+network of 217,000 weights has less room for six tasks than a vision transformer of 87 million.
+
 Merging checkpoints on disk is `manyhead merge`; `manyhead merge extract` rebuilds one task's model from an
 archive.
 """
