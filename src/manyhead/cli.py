@@ -103,6 +103,7 @@ def chaos_run(
 
 def main() -> None:
     """Run the command line: exit code 2 and one message for bad input, no traceback."""
+    sys.path.insert(0, "")  # a user's own module:function is looked up where the command is typed
     try:
         app()
     except InputError as error:

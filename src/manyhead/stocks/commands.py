@@ -280,3 +280,73 @@ def demo_command(out: Annotated[Path, typer.Option(help="Folder of the run.")] =
         }
     )
     typer.echo(run(chosen, out, workers=cores()).summary())
+
+
+@app.command("leaks")
+def leaks_command(
+    prices: Prices = None,
+    config: ConfigFile = None,
+    start: Start = None,
+    end: End = None,
+    sectors: Sectors = None,
+    universe: Universe = None,
+    splits: Splits = None,
+    seeds: Seeds = None,
+    epochs: Epochs = None,
+    others: Set = None,
+    out: Out = None,
+    workers: Workers = None,
+    ray: Ray = None,
+    resume: Resume = False,
+) -> None:
+    """Price each fault of the released pipeline on these prices: what it adds to IC, return, Sharpe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from manyhead.stocks.leaks import HEADINGS, leak_rows, price_leaks
+    from manyhead.work import cores
+
+    chosen = settings(config, None, prices, start, end, sectors, universe, splits, seeds, epochs, others)
+    folder = _folder(out)
+    table = Table(*HEADINGS, title="what each fault adds [95 % interval over seeds]")
+    for row in leak_rows(price_leaks(chosen, folder, resume=resume, workers=workers or cores(), ray=ray)):
+        table.add_row(*row)
+    Console().print(table)
+    typer.echo(f"page: {folder / 'leaks.html'}")
+
+
+@app.command("canary")
+def canary_command(
+    prices: Prices = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    start: Start = None,
+    end: End = None,
+    sectors: Sectors = None,
+    universe: Universe = None,
+    others: Set = None,
+    factor: Annotated[
+        str | None, typer.Option(help="Check your own factor, module:function, instead of the pipeline.")
+    ] = None,
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="End at the model's inputs; seconds instead of minutes.")
+    ] = False,
+) -> None:
+    """Replace everything after a decision: does any stage notice? Exit code 1 if one does."""
+    from manyhead.stocks.canary import check_functions, check_pipeline
+    from manyhead.stocks.pipeline import choose_splits, load_panel
+
+    chosen = settings(config, preset, prices, start, end, sectors, universe, None, None, None, others)
+    panel, groups = load_panel(chosen)
+    if factor is not None:
+        rows = [panel.days // 4, panel.days // 2, panel.days - 10]
+        leaks = check_functions([factor], panel, rows)
+    else:
+        split = max(choose_splits(chosen, panel.days).items())[1]
+        leaks = check_pipeline(panel, split, chosen, groups, train=not no_training)
+    for leak in leaks:
+        typer.echo(str(leak))
+    if leaks:
+        typer.echo(f"the future is read: first noticed in {leaks[0].stage}")
+        raise typer.Exit(1)
+    typer.echo("no look-ahead found: nothing that a decision may use changed by one bit")

@@ -34,6 +34,11 @@ class Data(Section):
     sectors: str | None = None
     sector_column: str = "GICS Sector"
     membership: str | None = None
+    splits: str | None = Field(None, description="file of stock splits, where prices are raw")
+    dividends: str | None = Field(None, description="file of dividends, where prices are raw")
+    exchange: str | None = Field(None, description="calendar to check for missing sessions, such as XNYS")
+    jumps: Literal["suspend", "keep", "refuse"] = "suspend"
+    columns: dict[str, str] = Field({}, description="names of the price file's columns, by field")
     factor_functions: tuple[str, ...] = ()
 
 
@@ -289,4 +294,6 @@ def write_toml(config: Config) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)  # strings, numbers and Booleans are written alike in TOML and JSON

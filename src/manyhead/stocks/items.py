@@ -137,7 +137,7 @@ def read_facts(run: Path, item: Item) -> dict[str, Any]:
 def read_scores(run: Path, items: Sequence[Item]) -> pl.DataFrame:
     """Read the scores of completed pieces as one table, with columns split, model and seed in front.
 
-    `score` is the variant that the piece chose on validation.
+    `score` is the variant that the piece chose on validation, which `choice` names.
     """
     tables = []
     for item in sorted(items):
@@ -148,6 +148,7 @@ def read_scores(run: Path, items: Sequence[Item]) -> pl.DataFrame:
                 pl.lit(item.model).alias("model"),
                 pl.lit(item.seed, pl.Int32).alias("seed"),
                 pl.all(),
+                pl.lit(choice).alias("choice"),
                 pl.col(choice).alias("score"),
             )
         )

@@ -91,10 +91,10 @@ def score(selector: Selector, prepared: Prepared, rows: NDArray[np.int64], confi
     """Score decision rows with a trained selector, in the variants that it was trained for."""
     regression, probability = selector.score(prepared.windows, rows)
     if "regression" not in config.model.tasks:
-        return masked(probability, None, prepared, rows, config)
+        return masked(probability, None, prepared, rows)
     if "classification" not in config.model.tasks:
-        return masked(regression, None, prepared, rows, config)
-    return masked(regression, probability, prepared, rows, config)
+        return masked(regression, None, prepared, rows)
+    return masked(regression, probability, prepared, rows)
 
 
 def masked(
@@ -102,15 +102,9 @@ def masked(
     probability: Floats | None,
     prepared: Prepared,
     rows: NDArray[np.int64],
-    config: Config,
 ) -> Scored:
-    """Take scores away from symbols without a price that day; the leaky masking looks at the label."""
+    """Take scores away from symbols without a price that day."""
     absent = ~prepared.tradable[rows]
-    if config.leaks.label_masking:
-        # the released code overwrites names whose realised label is 0 or missing
-        still = np.nan_to_num(prepared.windows.targets[rows], nan=0.0) == 0
-        regression = np.where(still, np.float32(-1e9), regression)
-        probability = None if probability is None else np.where(still, np.float32(0), probability)
     missing = np.float32(np.nan)
     return Scored(
         rows,

@@ -113,7 +113,16 @@ def run(
 def load_panel(config: Config) -> tuple[Panel, Mapping[str, str] | None]:
     """Read the prices and sectors that a configuration names."""
     data = config.data
-    panel = read_prices(data.prices, start=data.start, end=data.end)
+    panel = read_prices(
+        data.prices,
+        start=data.start,
+        end=data.end,
+        columns=data.columns or None,
+        splits=data.splits,
+        dividends=data.dividends,
+        exchange=data.exchange,
+        jumps=data.jumps,
+    )
     if len(panel.symbols) < 2:
         raise InputError(f"selecting stocks needs at least 2 symbols, {data.prices} has {len(panel.symbols)}")
     sectors = read_sectors(data.sectors, column=data.sector_column) if data.sectors else None
@@ -211,19 +220,24 @@ def _baseline(
     tuned = tune(item.model, inputs, training, validation, trials=config.baselines.trials, seed=item.seed)
 
     def scored(rows: Rows) -> Scored:
-        return learn.masked(tuned.model.predict(inputs, rows), None, prepared, rows, config)
+        return learn.masked(tuned.model.predict(inputs, rows), None, prepared, rows)
 
     return scored(validation), scored(test), {"choice": tuned.choice, "trials": tuned.ledger}
 
 
-def collect(folder: str | Path) -> Result:
+def collect(folder: str | Path, config: Config | None = None) -> Result:
     """Compute every number of a run from the pieces in its folder.
+
+    Args:
+        folder: of the run.
+        config: the run's settings with other ones for what happens after scoring: portfolio, and the
+            leaks of masking, choice, fees and timing.
 
     Raises:
         InputError: if the folder holds no run, or pieces are missing.
     """
     place = RunFolder(Path(folder))
-    config = place.config()
+    config = place.config() if config is None else config
     panel, _ = place.panel()
     pieces = items(config, panel)
     missing = [item for item in pieces if not item.done(place.path)]
@@ -233,6 +247,8 @@ def collect(folder: str | Path) -> Result:
             f"such as {missing[0]}; `manyhead stocks run --resume --out {place.path}` continues it"
         )
     scores = read_scores(place.path, pieces)
+    if config.leaks.label_masking:
+        scores = label_masked(scores)
     names = models_of(scores)
     traded = panel.select(sorted(scores["symbol"].unique()))
     books = {name: _book(traded, scores, name, config) for name in names}
@@ -246,6 +262,17 @@ def collect(folder: str | Path) -> Result:
         models=[model_skill(scores, name) for name in names],
         books=books,
         warnings=panel.warnings,
+    )
+
+
+def label_masked(scores: pl.DataFrame) -> pl.DataFrame:
+    """Overwrite scores where the realised return is 0 or missing, as the released code does: a leak."""
+    still = pl.col("earned").fill_null(0.0) == 0
+    worst = pl.when(pl.col("choice") == "classification").then(0.0).otherwise(-1e9)
+    return scores.with_columns(
+        pl.when(still).then(-1e9).otherwise(pl.col("regression")).alias("regression"),
+        pl.when(still).then(0.0).otherwise(pl.col("classification")).alias("classification"),
+        pl.when(still).then(worst).otherwise(pl.col("score")).alias("score"),
     )
 
 
