@@ -18,6 +18,7 @@ SLUGS: tuple[str, ...] = (
     "davit",
     "sequence_parallelism",
     "moh",
+    "multi_lane",
 )
 
 
