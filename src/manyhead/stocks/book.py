@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from manyhead.stocks.config import Config
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio import (
+    Backtest,
     Costs,
     Exchange,
     TopkDropout,
@@ -30,6 +31,7 @@ class Book:
         orders: one row an order, empty for `simple_topk`.
         warnings: what a reader must know.
         variant: 'chosen on validation', or the variant that was picked on test results (a leak).
+        backtest: the whole back-test; None for `simple_topk`.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Book:
     orders: pl.DataFrame
     warnings: tuple[str, ...] = ()
     variant: str = "chosen on validation"
+    backtest: Backtest | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -105,7 +108,7 @@ def _topk_dropout(panel: Panel, scores: Matrix, config: Config, model: str, lag:
         lag=lag,
     )
     report = result.report.select("date", "account", "net_return", "bench", "cost", "turnover")
-    return Book(model, report, result.orders, result.warnings)
+    return Book(model, report, result.orders, result.warnings, backtest=result)
 
 
 def _simple(panel: Panel, scores: Matrix, config: Config, model: str, lag: int) -> Book:

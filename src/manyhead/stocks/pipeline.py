@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from manyhead.stocks.evaluate import Grid, ModelSkill, ensemble, model_skill, mo
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, read_scores, store, table
 from manyhead.stocks.panel import Panel
+from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.prepare import Prepared, prepare
 from manyhead.stocks.prices import read_prices
 from manyhead.stocks.sectors import read_sectors
@@ -27,6 +28,9 @@ from manyhead.stocks.splits import Split, rolling_splits
 from manyhead.work import run_items
 
 Rows = NDArray[np.int64]
+
+# every evaluation on a data set, beside the folders of the runs
+LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def run(
         partial(_work, str(place.path)), left, workers=workers, ray=ray, title="stocks run", progress=progress
     )
     result = collect(place.path)
+    enter(result, place.path.parent / LEDGER)
     write_results(result, against)
     return result
 
@@ -265,6 +270,27 @@ def collect(folder: str | Path, config: Config | None = None) -> Result:
     )
 
 
+def enter(result: Result, path: Path) -> None:
+    """Enter every model of a run into the ledger of evaluations: luck is counted from it.
+
+    A configuration that was entered before on the same data counts once.
+    """
+    ledger = Ledger(path)
+    data = data_hash(result.panel)
+    for skill in result.models:
+        own = result.config.model_dump(mode="json", exclude={"data", "baselines"})
+        if skill.model != STOCKFORMER:
+            own = {name: own[name] for name in ("universe", "splits", "factors", "portfolio", "leaks")}
+        returns = result.books[skill.model].report["net_return"].to_numpy()
+        spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
+        measures = {
+            "ic": skill.ic.estimate,
+            "sharpe_daily": float(returns.mean() / spread) if spread > 0 else 0.0,
+        }
+        finite = {name: value for name, value in measures.items() if np.isfinite(value)}
+        ledger.record(data, {"model": skill.model, "settings": own}, finite, note=str(result.folder.name))
+
+
 def label_masked(scores: pl.DataFrame) -> pl.DataFrame:
     """Overwrite scores where the realised return is 0 or missing, as the released code does: a leak."""
     still = pl.col("earned").fill_null(0.0) == 0
@@ -286,7 +312,7 @@ def _book(panel: Panel, scores: pl.DataFrame, model: str, config: Config) -> Boo
     tried = {name: hold(panel, ensemble(scores, model, grid, name), config, model) for name in variants}
     best = max(tried, key=lambda name: np.nan_to_num(tried[name].metrics["sharpe"], nan=-np.inf))
     book = tried[best]
-    return Book(model, book.report, book.orders, book.warnings, f"{best}, chosen on the test Sharpe")
+    return replace(book, variant=f"{best}, chosen on the test Sharpe")
 
 
 def write_results(result: Result, against: Result | None = None) -> None:

@@ -13,6 +13,8 @@ from manyhead.report.page import COLOURS, Cell, Page
 from manyhead.stocks import words
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
+from manyhead.stocks.portfolio.ledger import Ledger, data_hash
+from manyhead.stocks.portfolio.verdict import Verdict, count_luck
 
 if TYPE_CHECKING:
     from manyhead.stocks.pipeline import Result
@@ -38,6 +40,7 @@ def write_report(result: "Result", against: "Result | None" = None) -> Path:
     _skill(page, result)
     _portfolio(page, result)
     _baselines(page, result)
+    _luck(page, result)
     if against is not None:
         _against(page, result, against)
     _training(page, result)
@@ -300,6 +303,44 @@ def _baselines(page: Page, result: "Result") -> None:
     page.table(*words.comparison(result))
     page.table(*words.earnings(result))
     page.table(*words.by_split(result))
+
+
+def _luck(page: Page, result: "Result") -> None:
+    counted = luck(result)
+    if counted is None:
+        return
+    page.section(
+        "How much of it is luck?",
+        "Many trials make one of them look good. Every evaluation on these prices is entered in a ledger "
+        "beside "
+        "the runs; these figures count what is entered there.",
+    )
+    page.table(*words.luck_table(counted, result))
+
+
+def luck(result: "Result") -> Verdict | None:
+    """Count luck for the main model, from the ledger beside the run; None without a full back-test."""
+    from manyhead.stocks.pipeline import LEDGER
+
+    own = result.models[0]
+    book = result.books[own.model].backtest
+    if book is None or np.ptp(book.net_returns) == 0:
+        return None
+    ledger = Ledger(result.folder.parent / LEDGER)
+    sharpes = ledger.metric(data_hash(result.panel), "sharpe_daily") if ledger.path.exists() else []
+    # the models of this run, over the days that all of them traded
+    returns = [other.report.select("date", "net_return") for other in result.books.values()]
+    joined = returns[0]
+    for place, table in enumerate(returns[1:]):
+        joined = joined.join(table, on="date", suffix=f"_{place}")
+    tried = joined.drop("date").to_numpy() if len(returns) > 1 and joined.height >= 40 else None
+    return count_luck(
+        book,
+        trials=None if len(sharpes) > 1 else max(1, len(sharpes)),
+        sharpes=sharpes if len(sharpes) > 1 else None,
+        tried=tried,
+        daily_ic=own.daily_ic,
+    )
 
 
 def _against(page: Page, result: "Result", other: "Result") -> None:

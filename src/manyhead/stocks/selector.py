@@ -18,8 +18,8 @@ from manyhead.stocks.losses import (
 from manyhead.stocks.network import Forecast, Stockformer
 from manyhead.stocks.wavelet import wavelet_split
 
-# decision days that are scored together
-SCORING_BATCH = 16
+# one decision day at a time: the bits of a score must not depend on which days are scored beside it
+SCORING_BATCH = 1
 
 
 class Selector(nn.Module):

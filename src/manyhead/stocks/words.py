@@ -13,6 +13,7 @@ from manyhead.stocks.portfolio import performance
 if TYPE_CHECKING:
     from manyhead.stocks.evaluate import ModelSkill
     from manyhead.stocks.pipeline import Result
+    from manyhead.stocks.portfolio.verdict import Verdict
 
 Table = tuple[list[str], list[list[str | Cell]], str]
 
@@ -343,6 +344,53 @@ def by_split(result: "Result") -> Table:
         rows,
         "Mean daily IC and its standard error, by split.",
     )
+
+
+def luck_table(counted: "Verdict", result: "Result") -> Table:
+    """Deflated Sharpe, overfitting, break-even cost and the samples that would have been needed."""
+
+    def number(value: float, form: str) -> str:
+        return "n/a" if not np.isfinite(value) else format(value, form)
+
+    paid = 1e4 * (result.config.portfolio.open_cost + result.config.portfolio.close_cost) / 2
+    rows: list[list[str | Cell]] = [
+        [
+            "evaluations on these prices",
+            str(counted.trials),
+            Cell("different models and settings so far", "text"),
+        ],
+        [
+            "Sharpe ratio",
+            number(counted.sharpe, ".2"),
+            Cell(f"the best of so many without skill: {number(counted.sharpe_of_luck, '.2f')}", "text"),
+        ],
+        [
+            "deflated Sharpe ratio",
+            percent(counted.deflated_sharpe),
+            Cell("probability that the true ratio exceeds that of luck; 95 % would convince", "text"),
+        ],
+        [
+            "probability of overfitting",
+            percent(counted.overfitting),
+            Cell("how often the best model of one half of the days is below the median in the other", "text"),
+        ],
+        [
+            "break-even cost",
+            f"{number(counted.break_even_excess, '.1f')} bp",
+            Cell(f"a side, at which no excess over equal weights is left; {paid:g} were charged", "text"),
+        ],
+        [
+            "days to show this excess return",
+            number(counted.sample_return, ".0"),
+            Cell(f"for a 95 % test with 80 % power; {counted.days} were tested", "text"),
+        ],
+        [
+            "days to show this IC",
+            number(counted.sample_ic, ".0"),
+            Cell("likewise, for the mean daily IC", "text"),
+        ],
+    ]
+    return ["", "", ""], rows, ""
 
 
 def against_lead(result: "Result", other: "Result") -> str:
