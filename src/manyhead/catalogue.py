@@ -19,6 +19,7 @@ SLUGS: tuple[str, ...] = (
     "sequence_parallelism",
     "moh",
     "multi_lane",
+    "long_sequence_unified",
 )
 
 

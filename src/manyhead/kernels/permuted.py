@@ -58,8 +58,8 @@ def _visits(
     lengths = [-(-n // spec.dilation) for n, spec in zip(grid, axes, strict=True)]
     key_tiles = [-(-n // k) for n, k in zip(lengths, key_tile, strict=True)]
     result = []
-    for group in itertools.product(*(range(spec.dilation) for spec in axes)):
-        rows_of = [classes[g] for classes, g in zip(per_class, group, strict=True)]
+    for chosen in itertools.product(*(range(spec.dilation) for spec in axes)):
+        rows_of = [classes[g] for classes, g in zip(per_class, chosen, strict=True)]
         result.append(
             [
                 [int(np.ravel_multi_index(at, key_tiles)) for at in itertools.product(*choice)]

@@ -94,7 +94,7 @@ class ProcessRing(Ring):
     def shift(self, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> Callable[[], list[Tensor]]:
         if self.size == 1:
             return lambda: list(tensors)
-        received = [x.new_empty(*shape) for x, shape in zip(tensors, shapes, strict=True)]
+        received = [x.new_empty(tuple(shape)) for x, shape in zip(tensors, shapes, strict=True)]
         kept = [x.contiguous() for x in tensors]  # alive until they are sent
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
         work = self._start([(after, x) for x in kept], [(before, x) for x in received], "passed tensors on")
@@ -107,7 +107,7 @@ class ProcessRing(Ring):
         return wait
 
     def exchange(self, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        received = [tensors[0].new_empty(*shape) for shape in shapes]
+        received = [tensors[0].new_empty(tuple(shape)) for shape in shapes]
         others = [rank for rank in range(self.size) if rank != self.rank]
         kept = [x.contiguous() for x in tensors]
         work = self._start(

@@ -121,8 +121,8 @@ minutes on two cores), without position convolutions, so that tokens mix by atte
 The released code computes `softmax(K^T V)` applied to `Q` where the paper writes `softmax(Q^T K)` applied to
 `V`: the same function with renamed weights. `naming="code"` (the default) takes released weights,
 `naming="paper"` the paper's letters. The scale `c ** -0.5` does not fit sums over all tokens, whose logits
-grow with the resolution; `scale="tokens"` is the option for training at several resolutions. Padding of windows
-takes part as tokens whose queries, keys and values are the bias, as in the released code.
+grow with the resolution; `scale="tokens"` is the option for training at several resolutions. Padding of
+windows takes part as tokens whose queries, keys and values are the bias, as in the released code.
 
 The named sizes have 28.4, 49.7, 88.0 and 196.8 million parameters (paper: 28.3, 49.7, 87.9, 196.8).
 """,

@@ -37,16 +37,17 @@ def _fused(window: Window) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _saved_bytes(run: Callable[..., Tensor], inputs: list[Tensor]) -> int:
-    """Bytes of the tensors kept for the backward pass."""
+    """Bytes of the tensors kept for the backward pass, besides the inputs."""
     kept: dict[int, int] = {}
+    given = [x.detach().requires_grad_() for x in inputs]
 
     def note(x: Tensor) -> Tensor:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        run(*[x.detach().requires_grad_() for x in inputs])
-    return sum(kept.values())
+        run(*given)
+    return sum(size for place, size in kept.items() if place not in {x.data_ptr() for x in given})
 
 
 def _seconds(run: Callable[..., Any], inputs: list[Tensor], repeats: int = 5) -> float:

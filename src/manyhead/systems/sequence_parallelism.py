@@ -4,6 +4,7 @@ Li et al., 'Sequence Parallelism: Long Sequence Training from System Perspective
 """
 
 import multiprocessing
+import queue
 import socket
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from manyhead.kernels.ring import ring_attend
-from manyhead.kernels.rings import ProcessRing, Ring, sum_gradients
+from manyhead.kernels.rings import LostPeer, ProcessRing, Ring, sum_gradients
 from manyhead.kernels.shards import Layout, schedule, shard
 from manyhead.layers.residual import FeedForward
 from manyhead.mixers.neighborhood import split_heads
@@ -101,7 +102,16 @@ def in_processes(text: Tensor, seed: int, steps: int) -> list[dict[str, Any]]:
     ]
     for member in members:
         member.start()
-    found = dict(results.get(timeout=600) for _ in members)
+    found: dict[int, dict[str, Any]] = {}
+    while len(found) < WORLD:
+        try:
+            rank, report = results.get(timeout=1.0)
+            found[rank] = report
+        except queue.Empty:
+            if any(member.exitcode for member in members):
+                for member in members:
+                    member.terminate()
+                raise LostPeer("a process of the ring has ended before it was done") from None
     for member in members:
         member.join()
     return [found[rank] for rank in range(WORLD)]
@@ -166,7 +176,7 @@ Real processes with gloo on one machine; a speed-up is not claimed on two cores.
 The library's ring uses online softmax and stores no row of scores; `engine="rsa"` is the paper's two rings.
 The released code divides the attention branch's gradients by N (its tests, at a tolerance of 1e-2, do not see
 it) and scales scores by the hidden size; ours are the exact gradients and the scale of a head, checked
-against one process. Other engines: `ulysses` (heads exchanged for tokens), `all-gather`, and on CUDA `torch-cp` and
-`ring-flash-attn`, which have not been run here for want of a GPU.
+against one process. Other engines: `ulysses` (heads exchanged for tokens), `all-gather`, and on CUDA
+`torch-cp` and `ring-flash-attn`, which have not been run here for want of a GPU.
 """,
 )
