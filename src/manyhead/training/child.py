@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Outcome:
         result: fingerprint of what the run left, if it ended well.
         error: type and message of what it raised.
         struck: whether the injected fault came.
-        points: points at which a kill could have come.
+        places: the points at which a kill could have come: before, middle or after an operation.
         operations: operations on files by kind.
     """
 
@@ -36,7 +36,7 @@ class Outcome:
     result: str = ""
     error: str = ""
     struck: bool = False
-    points: int = 0
+    places: Sequence[str] = ()
     operations: Mapping[str, int] | None = None
 
 
@@ -117,7 +117,7 @@ def _live(
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             told["error"] = f"{type(error).__name__}: {error} [{place.name}:{place.lineno}]"
-        told |= {"struck": disk.struck, "points": disk.points, "operations": disk.operations}
+        told |= {"struck": disk.struck, "places": disk.places, "operations": disk.operations}
         os.write(write, json.dumps(told).encode())
     finally:
         os._exit(0)

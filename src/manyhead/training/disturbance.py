@@ -127,11 +127,10 @@ class _Chaos:
 
     def go(self, kills: int, faults: int, wanted: Collection[str]) -> ChaosReport:
         started = time.perf_counter()
-        self._undisturbed()  # compiles and caches what later runs find ready
-        clock = time.perf_counter()
         self.reference = self._undisturbed()
-        self.duration = time.perf_counter() - clock
+        clock = time.perf_counter()
         again = self._undisturbed()
+        self.duration = time.perf_counter() - clock
         if self.reference.result != again.result:
             raise InputError("the run does not repeat bit for bit when nobody disturbs it: fix its seeds")
         inside, outside, *rest = TROUBLES
@@ -184,14 +183,20 @@ class _Chaos:
 
     def _struck(self, folder: Path, turn: int, inside: bool) -> Outcome:
         """An attempt that is killed, unless it ends before."""
-        if inside:
-            # a resumed run has fewer points left
-            last = max(2, self.reference.points if turn == 0 else self.reference.points // 3)
-            return Attempt(self.run, folder, True, Disk(folder, "kill", self.random.randint(1, last))).wait()
+        if inside and self.reference.places:  # none if only compiled code writes
+            return Attempt(self.run, folder, True, Disk(folder, "kill", self._point(turn))).wait()
         attempt = Attempt(self.run, folder, True)
         time.sleep(self.random.uniform(0.0, self.duration / (1 + turn)))
         attempt.send(signal.SIGKILL)
         return attempt.wait()
+
+    def _point(self, turn: int) -> int:
+        """A point at which to kill: as often in the middle of a write as before or after an operation."""
+        places = self.reference.places
+        if turn > 0:  # a resumed run has fewer points left
+            places = places[: max(3, len(places) // 3)]
+        place = self.random.choice(sorted(set(places)))
+        return self.random.choice([index for index, name in enumerate(places, 1) if name == place])
 
     def _fault(self, kind: Kind) -> str | None:
         """An operation fails: once, or with every other of its kind after it."""
@@ -336,7 +341,7 @@ class _Chaos:
         """Leave a folder as a kill in the middle of a run leaves it; the checkpoint's size."""
         for _ in range(20):
             # in the middle third, so that a resumed run has checkpoints to write
-            third = max(1, self.reference.points // 3)
+            third = max(1, len(self.reference.places) // 3)
             at = self.random.randint(third, 2 * third)
             Attempt(self.run, folder, True, Disk(folder, "kill", at)).wait()
             if (folder / CHECKPOINT).exists():

@@ -43,6 +43,7 @@ class Disk:
         self.folder = str(folder.resolve())
         self.kind, self.at, self.lasting = kind, at, lasting
         self.points = 0
+        self.places: list[str] = []  # what each point is: before, middle or after an operation
         self.operations: dict[str, int] = {}
         self.struck = False
 
@@ -76,12 +77,12 @@ class Disk:
             operation: 'create', 'write', 'sync', 'rename' or 'remove'.
             middle: does half of it, for operations that can be cut in two.
         """
-        self.points += 1
+        self._pass("before")
         count = self.operations[operation] = self.operations.get(operation, 0) + 1
         if self.kind == "kill" and self.points == self.at:
             self.kill()
         if middle is not None:
-            self.points += 1
+            self._pass("middle")
             if self.kind == "kill" and self.points == self.at:
                 middle()
                 self.kill()
@@ -91,9 +92,13 @@ class Disk:
                 middle()
             raise OSError(ERRORS[self.kind], f"{os.strerror(ERRORS[self.kind])} (injected)")
 
+    def _pass(self, place: str) -> None:
+        self.points += 1
+        self.places.append(place)
+
     def passed(self) -> None:
         """An operation has happened."""
-        self.points += 1
+        self._pass("after")
         if self.kind == "kill" and self.points == self.at:
             self.kill()
 

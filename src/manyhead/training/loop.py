@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from manyhead.errors import InputError
-from manyhead.tasks.balancers import Balancer
+from manyhead.tasks.balancers import Balancer, frozen_statistics
 from manyhead.training.checkpoint import RunFolder
 from manyhead.training.logs import Logs, Row
 from manyhead.training.processes import average_gradients, gather, on_cpu, share_weights
@@ -150,7 +150,7 @@ class Run:
                 self.model, self.stepping, max_norm=self.settings.clip_norm, error_if_nonfinite=False
             )
         self.stepping.step()
-        self.balancer.after_step(lambda: self._losses(self.batch))
+        self.balancer.after_step(lambda: self._again(self.batch))
 
     def _gradients(self, indices: Tensor, share: float) -> bool:
         """Add `share` of the gradient of one batch; False if it has no loss at all."""
@@ -175,7 +175,7 @@ class Run:
             scaled(losses),
             shared=getattr(losses, "shared", None),
             representation=getattr(losses, "representation", None),
-            recompute=lambda: scaled(self._losses(batch)),
+            recompute=lambda: scaled(self._again(batch)),
             backward=fabric.backward,
         )
         return True
@@ -183,6 +183,11 @@ class Run:
     def _losses(self, batch: Any) -> Mapping[str, Tensor]:
         with self.fabric.autocast():
             return self.settings.losses(self.model, batch)
+
+    def _again(self, batch: Any) -> Mapping[str, Tensor]:
+        """The losses of a batch that the running statistics have counted already."""
+        with frozen_statistics(self.model):
+            return self._losses(batch)
 
     def _record(self, losses: Mapping[str, Tensor], samples: int) -> None:
         """Add the losses to the epoch's means; refuse one that is not finite."""
