@@ -114,3 +114,14 @@ def test_no_tensor_is_larger_than_the_projections_or_a_tile(monkeypatch: pytest.
     with Largest() as dense:
         copy_attention_reference(*qkv.chunk(3, -1), 1.0)[0].sum().backward()
     assert dense.elements >= days * stocks * stocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 63, 64, 77, 96, 200])
+def test_grouped_argmax_is_the_lowest_row_of_the_largest(rows: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    weights = torch.randint(0, 40, (3, rows, 5), generator=draw).to(dtype) / 40  # many ties, zeros too
+    weights[:, ::7] = -1.0  # as hidden rows have
+    largest, where = copying._argmax(weights)
+    assert torch.equal(where, weights.argmax(1))
+    assert torch.equal(largest.view(dtype), weights.amax(1))

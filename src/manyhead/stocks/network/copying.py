@@ -66,22 +66,44 @@ def _spans(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def _argmax(weights: Tensor, size: int = 16) -> tuple[Tensor, Tensor]:
+    """Largest weight of every column and its lowest row, `(days, stocks)` each; the weight as its bits.
+
+    What `weights.max(-2)` finds, three times as fast: first the largest of `size` rows at a time, on the bits
+    of the floats (as integers they have the same order, but for negative ones among themselves), then the row
+    within the group that holds it.
+    """
+    bits = weights.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weights.element_size()])
+    days, rows, stocks = bits.shape
+    if rows < 4 * size:
+        return bits.max(1)
+    whole = rows - rows % size
+    groups = bits[:, :whole].view(days, -1, size, stocks).amax(2)
+    if whole < rows:
+        groups = torch.cat([groups, bits[:, whole:].amax(1, keepdim=True)], 1)
+    first = groups.max(1).indices * size  # (days, stocks)
+    within = torch.arange(size, device=bits.device)[:, None]
+    candidates = (first[:, None] + within).clamp_(max=rows - 1)  # (days, size, stocks)
+    largest, offset = bits.gather(1, candidates).max(1)
+    return largest, first + offset
+
+
 def _largest(query: Tensor, key: Tensor, scale: float, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """i*(n) of a few days `(days, stocks)`, and all attention weights if they fit into one tile."""
     days, stocks, _ = query.shape
     tiles = _spans(stocks, TILE_BYTES // (days * stocks * query.element_size()))
-    best, copied = query.new_full((days, stocks), -torch.inf), query.new_zeros(0)
+    best, copied = query.new_zeros(0), query.new_zeros(0)
     for tile in tiles:
         weights = attend(query[:, tile], key, scale, hidden)
-        ranked = weights
-        if hidden is not None:
-            ranked = weights.masked_fill(hidden[:, tile, None], -1.0)
-        largest, where = ranked.max(-2)
+        ranked = weights if hidden is None else weights.masked_fill(hidden[:, tile, None], -1.0)
+        largest, where = _argmax(ranked)
         if len(tiles) == 1:
             return where, weights
-        # Strictly larger, so that ties stay with the lowest index.
-        copied = where if tile.start == 0 else torch.where(largest > best, where + tile.start, copied)
-        best = torch.maximum(best, largest)
+        if tile.start == 0:
+            best, copied = largest, where
+        else:  # strictly larger, so that ties stay with the lowest row
+            copied = torch.where(largest > best, where + tile.start, copied)
+            best = torch.maximum(best, largest)
     return copied, None
 
 

@@ -17,6 +17,7 @@ from manyhead.stocks.network.layers import (
     FeedForward,
     affine,
     affine_backward,
+    cast,
     norm,
     norm_backward,
     parameters,
@@ -47,11 +48,12 @@ def causal_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     # One copy, so that the many small products below read contiguous memory.
     parts = rearrange(qkv, "b t n (p d) -> p (b n) t d", p=3).contiguous()
     query, key, value = parts
-    weights = torch.bmm(query, key.mT)
-    later = later_days(days, qkv.device).to(qkv.dtype)
+    # Scores are few: at least float32, in which the functions of so short rows are faster, too.
+    weights = torch.bmm(query, key.mT).to(torch.promote_types(qkv.dtype, torch.float32))
+    later = later_days(days, qkv.device).to(weights.dtype)
     weights.mul_((1 - later) * scale).add_(later * MASKED)  # much faster than `masked_fill_`
     torch._softmax(weights, -1, False, out=weights)
-    mixed = rearrange(torch.bmm(weights, value), "(b n) t d -> b t n d", b=batch)
+    mixed = rearrange(torch.bmm(cast(weights, value), value), "(b n) t d -> b t n d", b=batch)
     return mixed.contiguous(), parts, weights
 
 
@@ -59,13 +61,13 @@ def causal_backward(grad: Tensor, parts: Tensor, weights: Tensor, scale: float) 
     """Gradient of qkv, `(batch, days, stocks, 3 * dim)`, from that of the mixtures."""
     query, key, value = parts
     mixed = rearrange(grad, "b t n d -> (b n) t d").contiguous()
-    flow = torch.bmm(mixed, value.mT)
+    flow = cast(torch.bmm(mixed, value.mT), weights)
     torch._softmax_backward_data(flow, weights, -1, weights.dtype, grad_input=flow)
-    flow.mul_(scale)
+    flow = cast(flow.mul_(scale), grad)
     grads = torch.empty_like(parts)
     torch.bmm(flow, key, out=grads[0])
     torch.bmm(flow.mT, query, out=grads[1])
-    torch.bmm(weights.mT, mixed, out=grads[2])
+    torch.bmm(cast(weights, grad).mT, mixed, out=grads[2])
     return rearrange(grads, "p (b n) t d -> b t n (p d)", b=len(grad)).contiguous()
 
 
