@@ -350,3 +350,30 @@ def canary_command(
         typer.echo(f"the future is read: first noticed in {leaks[0].stage}")
         raise typer.Exit(1)
     typer.echo("no look-ahead found: nothing that a decision may use changed by one bit")
+
+
+@app.command("placebo")
+def placebo_command(
+    prices: Prices = None,
+    config: ConfigFile = None,
+    start: Start = None,
+    end: End = None,
+    sectors: Sectors = None,
+    universe: Universe = None,
+    others: Set = None,
+    model: Annotated[str, typer.Option(help="Baseline to run.")] = "ridge",
+    runs: Annotated[int, typer.Option(help="How many permutations of the labels.")] = 200,
+) -> None:
+    """Run a baseline on labels dealt out anew within each day: what no skill looks like here."""
+    from manyhead.stocks.pipeline import choose_splits, load_panel
+    from manyhead.stocks.placebo import placebo
+
+    chosen = settings(config, None, prices, start, end, sectors, universe, None, None, None, others)
+    panel, groups = load_panel(chosen)
+    split = max(choose_splits(chosen, panel.days).items())[1]
+    found = placebo(panel, split, chosen, groups, model=model, runs=runs)
+    typer.echo(
+        f"{runs} placebo runs of {model}: mean IC {found.mean:+.5f} (standard error {found.error:.5f}), "
+        f"spread of one run {found.ic.std(ddof=1):.4f}"
+    )
+    typer.echo(f"p-values uniform? Kolmogorov-Smirnov p = {found.uniformity:.3f}")
