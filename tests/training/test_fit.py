@@ -558,9 +558,17 @@ def test_data_and_models_that_cannot_be_trained_are_named() -> None:
         run(nn.Tanh(), Points())
 
 
-def test_progress_shows_bars(capsys) -> None:
-    run(network(), Points(), epochs=1, progress=True)  # a terminal is absent: nothing breaks
-    assert "Error" not in capsys.readouterr().out
+def test_progress_shows_bars_in_a_terminal_and_nothing_else(capsys, monkeypatch) -> None:
+    run(network(), Points(), epochs=1)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes as to a terminal
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    run(network(), Points(), epochs=2, progress=True)
+    shown = capsys.readouterr().out
+    assert "epochs" in shown
+    assert "2/2" in shown or "1/2" in shown
+    assert "number" in shown
+    assert "kind" in shown
 
 
 # -- several processes ---------------------------------------------------------------------------------
