@@ -3,14 +3,18 @@
 from manyhead.tasks.balancers import (
     Balancer,
     FixedWeights,
+    FlatRegions,
     HomoscedasticUncertainty,
+    LogSum,
     Losses,
+    RepMTL,
     Scalarisation,
     Sum,
     TorchJD,
     TorchJDScalarizer,
     balancer_by_name,
     balancer_names,
+    frozen_statistics,
 )
 from manyhead.tasks.heads import LinearHead, PerceptronHead, PooledHead, class_weights
 from manyhead.tasks.multitask import MultiTask
@@ -19,12 +23,15 @@ from manyhead.tasks.task import Task
 __all__ = [
     "Balancer",
     "FixedWeights",
+    "FlatRegions",
     "HomoscedasticUncertainty",
     "LinearHead",
+    "LogSum",
     "Losses",
     "MultiTask",
     "PerceptronHead",
     "PooledHead",
+    "RepMTL",
     "Scalarisation",
     "Sum",
     "Task",
@@ -33,4 +40,5 @@ __all__ = [
     "balancer_by_name",
     "balancer_names",
     "class_weights",
+    "frozen_statistics",
 ]

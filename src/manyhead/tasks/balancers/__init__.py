@@ -6,7 +6,10 @@ from typing import Any
 from manyhead.errors import InputError
 from manyhead.tasks.balancers.base import Balancer, Losses, Scalarisation
 from manyhead.tasks.balancers.fixed_weights import FixedWeights
+from manyhead.tasks.balancers.flat import FlatRegions
+from manyhead.tasks.balancers.rep import LogSum, RepMTL
 from manyhead.tasks.balancers.scalarizer import TorchJDScalarizer, scalarizers
+from manyhead.tasks.balancers.statistics import frozen_statistics
 from manyhead.tasks.balancers.sum import Sum
 from manyhead.tasks.balancers.torchjd import TorchJD, aggregators, plain_name
 from manyhead.tasks.balancers.uncertainty import HomoscedasticUncertainty
@@ -16,6 +19,9 @@ BALANCERS: dict[str, tuple[str, str]] = {
     "sum": ("sum", "Sum"),
     "fixed": ("fixed_weights", "FixedWeights"),
     "uncertainty": ("uncertainty", "HomoscedasticUncertainty"),
+    "flat": ("flat", "FlatRegions"),
+    "log_sum": ("rep", "LogSum"),
+    "rep_mtl": ("rep", "RepMTL"),
 }
 
 
@@ -28,8 +34,9 @@ def balancer_by_name(name: str, **parameters: Any) -> Balancer:
     """Build a balancer from its name, as configuration files and the command line give it.
 
     Args:
-        name: 'sum', 'fixed', 'uncertainty', any TorchJD aggregator ('upgrad', 'mgda', 'pcgrad' ...) or
-            scalarizer ('gls', 'dwa', 'famo', 'imtll', 'stch', 'rlw' ...); case, '-' and '_' do not matter.
+        name: 'sum', 'fixed', 'uncertainty', 'log_sum', 'flat' (flat regions), 'rep_mtl', any TorchJD
+            aggregator ('upgrad', 'mgda', 'pcgrad' ...) or scalarizer ('gls', 'dwa', 'famo', 'imtll',
+            'stch', 'rlw' ...); case, '-' and '_' do not matter.
         parameters: what the balancer's constructor takes.
 
     Raises:
@@ -54,12 +61,16 @@ __all__ = [
     "BALANCERS",
     "Balancer",
     "FixedWeights",
+    "FlatRegions",
     "HomoscedasticUncertainty",
+    "LogSum",
     "Losses",
+    "RepMTL",
     "Scalarisation",
     "Sum",
     "TorchJD",
     "TorchJDScalarizer",
     "balancer_by_name",
     "balancer_names",
+    "frozen_statistics",
 ]

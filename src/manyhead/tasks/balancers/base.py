@@ -63,7 +63,8 @@ class Balancer(nn.Module):
             representation: the tensor or tensors that every head reads; a balancer may then work with
                 one gradient a task in that space, through which the shared network is passed once.
             recompute: runs the forward pass on the same batch again with the parameters as they then
-                are, for balancers that look at the losses elsewhere (flat regions).
+                are, for balancers that look at the losses elsewhere (flat regions). It leaves running
+                statistics of normalisation alone (`frozen_statistics`): a batch counts there once.
             backward: differentiates one scalar, such as `fabric.backward`.
 
         Raises:

@@ -118,6 +118,12 @@ class TorchJD(Balancer):
         else:
             self._through_representation(values, features, shared)
 
+    def combine(self, rows: Tensor) -> Tensor:
+        """Aggregate gradients `(tasks, parameters)` into one, `(parameters,)`."""
+        with self._explained([]):
+            combined: Tensor = self.aggregator(rows)
+        return combined
+
     def _through_representation(
         self, values: list[Tensor], features: list[Tensor], shared: Iterable[nn.Parameter] | None
     ) -> None:
@@ -165,8 +171,7 @@ class TorchJD(Balancer):
                 total[head] += gradient
         for head, gradient in total.items():
             head.grad = gradient if head.grad is None else head.grad + gradient
-        with self._explained([]):
-            combined = self.aggregator(torch.stack(rows))
+        combined = self.combine(torch.stack(rows))
         parts = torch.split(combined, [feature.numel() for feature in features])
         torch.autograd.backward(
             features, [part.view_as(feature) for part, feature in zip(parts, features, strict=True)]
