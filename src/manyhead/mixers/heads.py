@@ -27,6 +27,22 @@ def use_of(causal: bool, cross: bool) -> str:
     }[causal, cross]
 
 
+def absent(padding: Tensor, heads: int, released: bool = False) -> Tensor:
+    """Which keys are absent for each head, `(batch, heads, keys)`.
+
+    Args:
+        padding: True where a key is absent, `(batch, keys)`.
+        heads: number of heads.
+        released: repeat the masks head by head where the heads are ordered sample by sample, as CAB's
+            code does in three of its attentions: row r of the `batch * heads` rows gets the mask of
+            sample r mod batch.
+    """
+    batch = len(padding)
+    if not released:
+        return padding[:, None].expand(-1, heads, -1)
+    return padding.repeat(heads, 1).reshape(batch, heads, -1)
+
+
 class HeadMixer(Mixer):
     """An attention with heads, built for one use.
 
