@@ -20,6 +20,7 @@ SLUGS: tuple[str, ...] = (
     "moh",
     "multi_lane",
     "long_sequence_unified",
+    "lama",
 )
 
 
