@@ -21,6 +21,7 @@ SLUGS: tuple[str, ...] = (
     "multi_lane",
     "long_sequence_unified",
     "lama",
+    "modular_vision",
 )
 
 
