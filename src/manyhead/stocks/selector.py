@@ -52,14 +52,14 @@ class Selector(nn.Module):
 
     def forward(self, batch: Batch) -> Forecast:
         """Forecast the output days of a batch of windows."""
-        low, high = wavelet_split(batch.returns, wave=self.wavelet)
+        low, high = self._split(batch.returns)
         forecast: Forecast = self.network(low, high, batch.time, batch.factors, batch.trend, self.nodes)
         return forecast
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of each task, fused and low-frequency outputs summed (Stockformer, section 3.5)."""
         forecast = self(batch)
-        slow, _ = wavelet_split(batch.flow, wave=self.wavelet)
+        slow, _ = self._split(batch.flow)
         up = (batch.flow > 0).long()
         losses: dict[str, Tensor] = {}
         if self.loss == "official":
@@ -77,6 +77,11 @@ class Selector(nn.Module):
         if "classification" in self.tasks:
             losses["classification"] = classification
         return losses
+
+    def _split(self, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """Low and high frequencies, in full precision also under autocast: they must sum to the returns."""
+        with torch.autocast(returns.device.type, enabled=False):
+            return wavelet_split(returns, wave=self.wavelet)
 
     @torch.no_grad()
     def score(
