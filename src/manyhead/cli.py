@@ -101,6 +101,42 @@ def chaos_run(
         raise typer.Exit(1)
 
 
+bench_app = typer.Typer(help="Measure what parts of the library cost on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("attention")
+def bench_attention(
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="Such as 'Window(7) & Causal((True, False))'; may be repeated.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Sizes of the token grid.")] = "32x32",
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
+    batch: Annotated[int, typer.Option(help="Samples.")] = 1,
+    kernels: Annotated[str, typer.Option(help="Names separated by commas, or 'all'.")] = "all",
+    backward: Annotated[bool, typer.Option(help="Whether to time the backward pass too.")] = True,
+    repeats: Annotated[int, typer.Option(help="Runs of which the median is taken.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    output: Annotated[str | None, typer.Option(help="Folder for attention.json and a plot.")] = None,
+) -> None:
+    """Time, memory, pairs and operations of kernels under patterns, beside the plan."""
+    from manyhead.kernels.bench import run_bench
+
+    run_bench(
+        grid,
+        pattern or ["Window(7)"],
+        kernels,
+        heads=heads,
+        head_dim=dim,
+        batch=batch,
+        backward=backward,
+        repeats=repeats,
+        as_json=as_json,
+        output=output,
+    )
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one message for bad input, no traceback."""
     sys.path.insert(0, "")  # a user's own module:function is looked up where the command is typed

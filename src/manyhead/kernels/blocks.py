@@ -40,8 +40,11 @@ class Blocks(Kernel):
             return "blocks run through scaled_dot_product_attention, which returns no log-sum-exp"
         if request.bias:
             return "a bias over all pairs does not fit attention within blocks"
-        if self._groups(request) is None:
+        groups = self._groups(request)
+        if groups is None:
             return "the pattern does not cut this grid into equal groups that see only themselves"
+        if math.prod(size for size, _ in groups) == request.keys:
+            return "the pattern leaves the grid in one piece, which is dense attention"
         return None
 
     def run(
@@ -70,10 +73,12 @@ class Blocks(Kernel):
         return out.reshape(request.batch, *request.query_grid, request.heads, request.value_dim), None
 
     def peak_bytes(self, request: Request) -> int:
-        copies = request.gradient_bytes  # q, k and v in block order
-        base = copies + 2 * request.out_bytes
-        base += request.batch * request.heads * request.queries * request.statsize
-        return base + (2 * request.gradient_bytes if request.grad else 0)
+        stats = request.batch * request.heads * request.queries * request.statsize
+        inputs = request.gradient_bytes if len(request.key_grid) > 1 else 0  # q, k and v in block order
+        if not request.grad:
+            return max(inputs + request.out_bytes + stats, 2 * request.out_bytes)
+        kept = inputs + 2 * request.out_bytes + stats
+        return kept + request.out_bytes + 2 * request.gradient_bytes
 
     def seconds(self, request: Request) -> float:
         groups = self._groups(request)

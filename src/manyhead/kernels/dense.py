@@ -106,12 +106,17 @@ class Sdpa(Kernel):
         base = request.out_bytes + request.batch * request.heads * request.queries * request.statsize
         if request.groups > 1:
             base += 2 * request.batch * request.heads * request.keys * request.head_dim * request.itemsize
-        if request.grad:
-            base += request.gradient_bytes
+        rows = 256 if request.queries >= 768 else 64 if request.queries >= 192 else 32
+        buffer = rows * (min(512, request.keys) + request.head_dim) * 4 * torch.get_num_threads()
+        pairs = 0
         if _plain(request) is None:
-            copies = (request.pattern.samples or 1) * (request.pattern.heads or 1)
-            base += request.queries * request.keys * copies * (1 + request.itemsize)
-        return base
+            pairs = (
+                request.queries * request.keys * (request.pattern.samples or 1) * (request.pattern.heads or 1)
+            )
+        forward = base + pairs * (1 + request.itemsize)  # the mask, and the same as numbers
+        if not request.grad:
+            return forward + buffer
+        return max(forward + buffer, base + pairs * request.itemsize + request.gradient_bytes + 2 * buffer)
 
     def seconds(self, request: Request) -> float:
         pairs = float(request.batch * request.heads * request.queries * request.keys)

@@ -10,11 +10,13 @@ from manyhead.errors import InputError
 from manyhead.grid import Grid
 from manyhead.kernels import windows
 from manyhead.kernels.base import PER_CALL, Kernel, Request
-from manyhead.kernels.frames import Layout
-from manyhead.kernels.tiles import choose, cost
+from manyhead.kernels.frames import Chunk, Layout
+from manyhead.kernels.tiles import axis_mask, choose, cost
 from manyhead.kernels.windows import Job, tiled_attention
 from manyhead.pattern.base import Pattern
 from manyhead.pattern.members import Chosen
+
+PER_CHUNK = 0.35e-3  # seconds of slicing and calling, a chunk of tiles
 
 
 @lru_cache(maxsize=128)
@@ -89,11 +91,13 @@ class Windows(Kernel):
             length = windows.parts(chunk, queries, budget)[0][1]
             keys = tiles * length * math.prod(chunk.widths[1:])
             logits = keys * request.groups * math.prod(tiling.tile)
-            mask = logits // rows if job.inside is None else logits
+            mask = self._mask_entries(job, chunk, length) if job.inside is None else logits
             if request.grad:
-                arrays = 2 * logits + keys * (d + 2 * e) + queries * (2 * d + e + 2) + mask
+                arrays = max(2 * logits + keys * (2 * d + e), logits + mask + keys * d)
+                arrays += queries * (d + e + 2)
             else:
-                arrays = logits + keys * (d + e) + queries * (d + e + 2) + mask
+                arrays = max(logits + keys * (d + e) + queries * e, logits + mask + keys * d)
+                arrays += queries * d
             tiles_total = max(tiles_total, arrays)
         heads = request.batch * request.queries * request.heads
         fixed = request.out_bytes + heads * size
@@ -107,12 +111,24 @@ class Windows(Kernel):
                 fixed += 2 * heads * e * size
         return fixed + (frames + tiles_total) * size
 
+    @staticmethod
+    def _mask_entries(job: Job, chunk: Chunk, length: int) -> int:
+        """Entries of the additive mask of a chunk; none where every query sees its whole box."""
+        entries, some = 1, False
+        for number, axis in enumerate(job.tiling.axes):
+            width = length if number == 0 else chunk.widths[number]
+            table = axis_mask(axis, chunk.tiles[number], width, chunk.starts[number])
+            if table is not None:
+                entries, some = entries * table.numel(), True
+        return entries if some else 0
+
     def seconds(self, request: Request) -> float:
         rows = request.batch * request.key_heads
+        budget = windows._budget(torch.device(request.device))
         total = PER_CALL
         for job in self._jobs(request):
             single = cost(job.tiling, request.head_dim, request.groups) * 1e-9 * rows
-            total += (
-                single * (3.2 if request.grad else 1.0) * (3.0 if job.inside is not None else 1.0) + 0.4e-3
-            )
+            chunks = 3 + rows * job.tiling.logits * request.groups / budget
+            total += single * (3.2 if request.grad else 1.0) * (3.0 if job.inside is not None else 1.0)
+            total += chunks * PER_CHUNK * (3.0 if request.grad else 1.0)
         return total

@@ -248,41 +248,55 @@ class _Tiled(torch.autograd.Function):
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float, job: Job, layout: Layout, out: Tensor, lse: Tensor
 ) -> None:
-    """Write output and log-sum-exp of one job."""
+    """Write output and log-sum-exp of one job, some rows at a time."""
+    for rows in split_rows(layout, rows_together(job, layout, _budget(q.device))):
+        _forward_rows(q, k, v, scale, job, layout, rows, out, lse)
+
+
+def _forward_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    job: Job,
+    layout: Layout,
+    rows: Rows,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """The part of `_forward` that some rows are; its frames are gone when it returns."""
     tiling, budget = job.tiling, _budget(q.device)
-    for rows in split_rows(layout, rows_together(job, layout, budget)):
-        queries = query_frame(query_rows(q, layout, rows), tiling)
-        keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
-        mixed_frame = queries.new_zeros(*queries.shape[:-1], v.shape[-1])
-        lse_frame = queries.new_full((*queries.shape[:-1], 1), -math.inf)
-        for chunk in chunks(job, layout, rows.number, budget):
-            query = take_queries(queries, chunk, tiling).mul(scale)
-            best = total = mixed = None
-            for part in parts(chunk, query.shape[0] * query.shape[1], budget):
-                key = take_keys(keys, chunk, tiling, *part)
-                weights = _logits(query, key, job, chunk, layout, rows, part)
-                top = weights.amax(-1, keepdim=True).clamp_(min=LOWEST)
-                if best is not None:
-                    top = torch.maximum(best, top)
-                weights = weights.sub_(top).exp_()
-                value = take_keys(values, chunk, tiling, *part)
-                if best is None or total is None or mixed is None:
-                    total, mixed = weights.sum(-1, keepdim=True), torch.bmm(weights, value)
-                else:
-                    fade = torch.exp(best - top)
-                    total = total.mul_(fade).add_(weights.sum(-1, keepdim=True))
-                    mixed = mixed.mul_(fade).baddbmm_(weights, value)
-                best = top
-            assert best is not None
-            assert total is not None
-            assert mixed is not None
-            put_queries(lse_frame, best + total.log(), chunk, tiling)
-            put_queries(mixed_frame, mixed.div_(total.clamp_(min=1e-30)), chunk, tiling)
-        samples = rows.samples.stop - rows.samples.start
-        for target, frame in ((out, mixed_frame), (lse[..., None], lse_frame)):
-            query_rows(target, layout, rows).copy_(
-                from_query_frame(frame, tiling, layout.query_grid, samples)
-            )
+    queries = query_frame(query_rows(q, layout, rows), tiling)
+    keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
+    mixed_frame = queries.new_zeros(*queries.shape[:-1], v.shape[-1])
+    lse_frame = queries.new_full((*queries.shape[:-1], 1), -math.inf)
+    for chunk in chunks(job, layout, rows.number, budget):
+        query = take_queries(queries, chunk, tiling).mul(scale)
+        best = total = mixed = None
+        for part in parts(chunk, query.shape[0] * query.shape[1], budget):
+            key = take_keys(keys, chunk, tiling, *part)
+            weights = _logits(query, key, job, chunk, layout, rows, part)
+            top = weights.amax(-1, keepdim=True).clamp_(min=LOWEST)
+            if best is not None:
+                top = torch.maximum(best, top)
+            weights = weights.sub_(top).exp_()
+            value = take_keys(values, chunk, tiling, *part)
+            if best is None or total is None or mixed is None:
+                total, mixed = weights.sum(-1, keepdim=True), torch.bmm(weights, value)
+            else:
+                fade = torch.exp(best - top)
+                total = total.mul_(fade).add_(weights.sum(-1, keepdim=True))
+                mixed = mixed.mul_(fade).baddbmm_(weights, value)
+            best = top
+            del weights, key, value  # before the next ones are made
+        assert best is not None
+        assert total is not None
+        assert mixed is not None
+        put_queries(lse_frame, best + total.log(), chunk, tiling)
+        put_queries(mixed_frame, mixed.div_(total.clamp_(min=1e-30)), chunk, tiling)
+    samples = rows.samples.stop - rows.samples.start
+    for target, frame in ((out, mixed_frame), (lse[..., None], lse_frame)):
+        query_rows(target, layout, rows).copy_(from_query_frame(frame, tiling, layout.query_grid, samples))
 
 
 def _backward(
@@ -294,34 +308,49 @@ def _backward(
     layout: Layout,
     gradients: list[Tensor],
 ) -> None:
-    """Add the gradients of one job: P = exp(S - lse), dS = P * (dO V^T - delta)."""
+    """Add the gradients of one job, some rows at a time."""
+    for rows in split_rows(layout, rows_together(job, layout, _budget(lse.device))):
+        _backward_rows(inputs, lse, delta, scale, job, layout, rows, gradients)
+
+
+def _backward_rows(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    job: Job,
+    layout: Layout,
+    rows: Rows,
+    gradients: list[Tensor],
+) -> None:
+    """The part of `_backward` that some rows are: P = exp(S - lse), dS = P * (dO V^T - delta)."""
     q, k, v, d_out = inputs
     tiling, budget = job.tiling, _budget(q.device)
-    for rows in split_rows(layout, rows_together(job, layout, budget)):
-        queries, upstream = (query_frame(query_rows(x, layout, rows), tiling) for x in (q, d_out))
-        known = [query_frame(query_rows(x[..., None], layout, rows), tiling) for x in (lse, delta)]
-        keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
-        frames = [torch.zeros_like(frame) for frame in (queries, keys, values)]
-        for chunk in chunks(job, layout, rows.number, budget):
-            query = take_queries(queries, chunk, tiling).mul(scale)
-            gradient = take_queries(upstream, chunk, tiling)
-            norm, mean = (take_queries(x, chunk, tiling) for x in known)
-            d_query = None
-            for part in parts(chunk, query.shape[0] * query.shape[1], budget):
-                key = take_keys(keys, chunk, tiling, *part)
-                weights = _logits(query, key, job, chunk, layout, rows, part).sub_(norm).exp_()
-                add_keys(frames[2], torch.bmm(weights.transpose(1, 2), gradient), chunk, tiling, *part)
-                value = take_keys(values, chunk, tiling, *part)
-                d_logits = torch.bmm(gradient, value.transpose(1, 2)).sub_(mean).mul_(weights)
-                add_keys(frames[1], torch.bmm(d_logits.transpose(1, 2), query), chunk, tiling, *part)
-                d_query = torch.bmm(d_logits, key) if d_query is None else d_query.baddbmm_(d_logits, key)
-            assert d_query is not None
-            put_queries(frames[0], d_query.mul_(scale), chunk, tiling)
-        samples = rows.samples.stop - rows.samples.start
-        restored = from_query_frame(frames[0], tiling, layout.query_grid, samples)
-        query_rows(gradients[0], layout, rows).add_(restored)
-        for gradient, frame in zip(gradients[1:], frames[1:], strict=True):
-            key_rows(gradient, rows).add_(from_key_frame(frame, tiling, layout.key_grid, samples))
+    queries, upstream = (query_frame(query_rows(x, layout, rows), tiling) for x in (q, d_out))
+    known = [query_frame(query_rows(x[..., None], layout, rows), tiling) for x in (lse, delta)]
+    keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
+    frames = [torch.zeros_like(frame) for frame in (queries, keys, values)]
+    for chunk in chunks(job, layout, rows.number, budget):
+        query = take_queries(queries, chunk, tiling).mul(scale)
+        gradient = take_queries(upstream, chunk, tiling)
+        norm, mean = (take_queries(x, chunk, tiling) for x in known)
+        d_query = None
+        for part in parts(chunk, query.shape[0] * query.shape[1], budget):
+            key = take_keys(keys, chunk, tiling, *part)
+            weights = _logits(query, key, job, chunk, layout, rows, part).sub_(norm).exp_()
+            add_keys(frames[2], torch.bmm(weights.transpose(1, 2), gradient), chunk, tiling, *part)
+            value = take_keys(values, chunk, tiling, *part)
+            d_logits = torch.bmm(gradient, value.transpose(1, 2)).sub_(mean).mul_(weights)
+            add_keys(frames[1], torch.bmm(d_logits.transpose(1, 2), query), chunk, tiling, *part)
+            d_query = torch.bmm(d_logits, key) if d_query is None else d_query.baddbmm_(d_logits, key)
+            del weights, d_logits, key, value  # before the next ones are made
+        assert d_query is not None
+        put_queries(frames[0], d_query.mul_(scale), chunk, tiling)
+    samples = rows.samples.stop - rows.samples.start
+    restored = from_query_frame(frames[0], tiling, layout.query_grid, samples)
+    query_rows(gradients[0], layout, rows).add_(restored)
+    for gradient, frame in zip(gradients[1:], frames[1:], strict=True):
+        key_rows(gradient, rows).add_(from_key_frame(frame, tiling, layout.key_grid, samples))
 
 
 def tiled_attention(

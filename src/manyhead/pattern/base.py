@@ -19,6 +19,7 @@ from manyhead.grid import Grid, Reach, as_grid, coordinates, token_coordinates
 Coordinates = tuple[Tensor, ...]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 CHUNK = 1 << 22  # entries of a mask that counting holds at a time
+STRIP = 1 << 18  # entries that are computed at a time when a mask is made
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,16 @@ class Pattern:
             InputError: if the pattern cannot stand on the grids.
         """
         query_grid, key_grid = self.grids(query_grid, key_grid)
-        return self._rows(query_grid, key_grid, slice(None), device)
+        keys, queries = math.prod(key_grid), math.prod(query_grid)
+        strip = max(1, STRIP // keys)
+        if strip >= queries:
+            return self._rows(query_grid, key_grid, slice(None), device)
+        lead = (self.samples or 1, self.heads or 1) if self.samples or self.heads else ()
+        mask = torch.empty(*lead, queries, keys, dtype=torch.bool, device=device)
+        for first in range(0, queries, strip):  # the arithmetic on coordinates takes more than the mask
+            rows = slice(first, first + strip)
+            mask[..., rows, :] = self._rows(query_grid, key_grid, rows, device)
+        return mask
 
     def _rows(self, query_grid: Grid, key_grid: Grid, rows: slice, device: torch.device | None) -> Tensor:
         """Rows of the dense mask."""

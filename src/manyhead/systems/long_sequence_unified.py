@@ -116,10 +116,10 @@ SYSTEM = System(
     demo=demo,
     budget=80.0,
     notes="""
-Character models of Python's own source, two layers of width 64, 2,048 characters per step, equal steps at every
-context; held-out characters are the same at every context, so a short context also costs at the beginning
-of its many windows. A convolution of 16 in two layers sees 31 characters: it gains from 32 to 128 only by fewer
-such beginnings.
+Character models of Python's own source, two layers of width 64, 2,048 characters per step, equal steps at
+every context; held-out characters are the same at every context, so a short context also costs at the beginning
+of its many windows. A convolution of 16 in two layers sees 31 characters: it gains from 32 to 128 only
+by fewer such beginnings.
 
 There is no official code, and only abstract and nomenclature of the paper were at hand. 'Almost 40x' in the
 abstract compares with one device that stores all weights; with four devices at most a factor of four can come
