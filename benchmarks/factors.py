@@ -243,7 +243,11 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     document = {
         "what": f"{options.symbols} symbols x {options.days} days, {options.threads} threads",
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine()},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "architecture": platform.machine(),
+            "load_average_5_minutes": os.getloadavg()[1],  # what else ran beside this, and slowed it
+        },
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pandas": pd.__version__},
         "measured": measured,
         "target_values_per_second": TARGET,

@@ -17,8 +17,8 @@ from manyhead.stocks.factors.source import BLOCK, Factors, Rows, in_blocks
 from manyhead.stocks.panel import Panel
 
 # a tile of days x symbols whose arrays stay in the second-level cache
-DAYS = 512
-SYMBOLS = 16
+DAYS = 1024
+SYMBOLS = 32
 
 
 class RollingAlpha158:
