@@ -121,6 +121,10 @@ every context; held-out characters are the same at every context, so a short con
 of its many windows. A convolution of 16 in two layers sees 31 characters: it gains from 32 to 128 only
 by fewer such beginnings.
 
+With few steps (a small budget) short contexts win: at equal characters per step their batches hold more, and
+more different, sequences. The committed run is such a short one, so its 'opposite' says that the effect is not
+yet there after this little training, not that longer contexts harm.
+
 There is no official code, and only abstract and nomenclature of the paper were at hand. 'Almost 40x' in the
 abstract compares with one device that stores all weights; with four devices at most a factor of four can come
 from distribution, the rest is from not storing them. Both baselines are given by `manyhead bench attention`:
