@@ -22,6 +22,7 @@ SLUGS: tuple[str, ...] = (
     "long_sequence_unified",
     "lama",
     "modular_vision",
+    "task_expert",
 )
 
 

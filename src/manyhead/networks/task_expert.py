@@ -18,7 +18,7 @@ Gate = Literal["sample", "spatial", "static"]
 Maps = dict[str, Tensor]
 
 
-def _expert(inputs: int, outputs: int) -> nn.Sequential:
+def shared_expert(inputs: int, outputs: int) -> nn.Sequential:
     """One expert: a pointwise map to the decoder's width, then a look at the neighbours."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 1),
@@ -96,7 +96,7 @@ class MemorialMixture(nn.Module):
                 f"got {gate!r}, {write!r}"
             )
         self.write_kind, self.reads = write, read
-        self.experts = nn.ModuleList(_expert(channels, width) for _ in range(experts))
+        self.experts = nn.ModuleList(shared_expert(channels, width) for _ in range(experts))
         self.gates = nn.ModuleDict({task: TaskGate(channels, experts + read, gate) for task in tasks})
         self.read = nn.ModuleDict(
             {task: nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width)) for task in tasks}
