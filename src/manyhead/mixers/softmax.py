@@ -133,4 +133,6 @@ class SoftmaxAttention(HeadMixer):
             bias = bias.masked_fill(distance > 0, -torch.inf)
         if padding is not None:
             bias = bias.masked_fill(padding[:, None, None], -torch.inf)
+            # a padded query that sees nothing would give NaN; what it gives is not read
+            bias = bias.masked_fill((bias == -torch.inf).all(-1, keepdim=True), 0.0)
         return bias
