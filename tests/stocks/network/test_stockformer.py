@@ -311,6 +311,13 @@ def test_wrong_shapes_are_named(name: str) -> None:
         network(**given)
 
 
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 0)])
+def test_inputs_without_stocks_are_refused(shape: tuple[int, ...]) -> None:
+    network = build()
+    with pytest.raises(InputError, match="none empty"):
+        network(**(inputs(network) | {"low": torch.zeros(shape)}))
+
+
 def test_the_released_size_has_the_papers_parameters() -> None:
     assert official_parameter_count(Stockformer(363)) == 976_219
 

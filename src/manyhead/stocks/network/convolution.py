@@ -72,7 +72,7 @@ class CausalConvolution(nn.Module):
         assert taps.bias is not None
         self.weight = nn.Parameter(taps.weight.detach().permute(2, 0, 1).contiguous())  # (tap, out, in)
         self.bias = nn.Parameter(taps.bias.detach().clone())
-        self.share = round(dropout * 2**16)
+        self.share = min(round(dropout * 2**16), 2**16 - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         share = self.share if self.training else 0

@@ -5,7 +5,7 @@ and Multi-Task Self-Attention Networks', 2024, arXiv 2401.06139, Expert Systems 
 The computation is that of the released code, so that its checkpoints work; where paper and code differ, the
 paper's reading is an option. Notable here:
 - one path from input to output: embed -> L x (time, then stocks) -> predict days -> fuse -> heads;
-- activations are (batch, days, stocks, dim) from end to end and are never transposed in memory;
+- activations are (batch, days, stocks, dim) from end to end; only attention over days copies them by stock;
 - under autocast everything between input and heads runs in the autocast precision.
 """
 
@@ -269,7 +269,9 @@ class Stockformer(nn.Module):
         available: Tensor | None,
     ) -> torch.dtype:
         """The precision to compute in, after a check that the inputs fit together."""
-        batch, _, stocks = low.shape if low.ndim == 3 else (0, 0, 0)
+        if low.ndim != 3 or 0 in low.shape:
+            raise InputError(f"low must have shape (batch, days, stocks), none empty, got {tuple(low.shape)}")
+        batch, _, stocks = low.shape
         expected = {
             "low": (low, (batch, self.input_days, stocks)),
             "high": (high, (batch, self.input_days, stocks)),
