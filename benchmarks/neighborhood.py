@@ -112,7 +112,7 @@ def main() -> None:
         rows.append(row)
         print(
             f"{name:22} local {row['local_s'] * 1e3:8.1f} ms  dense {row['dense_s'] * 1e3:9.1f} ms  "
-            f"{row['speedup']:6.1f}x (asked {row['asked']:g}x)  memory {row['local_bytes'] / 2**20:6.1f} MiB, "
+            f"{row['speedup']:6.1f}x (asked {row['asked']:g}x)  memory {row['local_bytes'] / 2**20:.1f} MiB, "
             f"1/{1 / row['memory_ratio']:.1f} of dense (beyond results "
             f"1/{1 / max(row['memory_ratio_beyond_results'], 1e-9):.1f}), planned "
             f"{row['planned_bytes'] / 2**20:.1f} MiB",

@@ -144,10 +144,10 @@ def _able(request: Request) -> tuple[list[str], dict[str, str]]:
 def _fastest(request: Request, able: Sequence[str]) -> tuple[str, dict[str, float]]:
     """The kernel of least estimated time; flex, where it can run, is taken on GPUs."""
     seconds = {name: KERNELS[name].seconds(request) for name in able}
-    kernel = (
-        "flex" if "flex" in able and seconds.get("blocks") is None else min(seconds, key=seconds.__getitem__)
-    )
-    return kernel, seconds
+    if "flex" in able and "blocks" not in able:
+        return "flex", seconds
+    fused = [name for name in able if name != "reference"]  # which stores all weights
+    return min(fused or able, key=seconds.__getitem__), seconds
 
 
 def plan(

@@ -72,13 +72,22 @@ class Blocks(Kernel):
         out = out.reshape(shape).permute(back)
         return out.reshape(request.batch, *request.query_grid, request.heads, request.value_dim), None
 
+    @staticmethod
+    def _moved(request: Request, groups: list[tuple[int, bool]]) -> bool:
+        """Whether putting tokens in block order copies them."""
+        return len(groups) > 1 or (not groups[0][1] and request.batch > 1)
+
     def peak_bytes(self, request: Request) -> int:
-        stats = request.batch * request.heads * request.queries * request.statsize
-        inputs = request.gradient_bytes if len(request.key_grid) > 1 else 0  # q, k and v in block order
-        if not request.grad:
-            return max(inputs + request.out_bytes + stats, 2 * request.out_bytes)
-        kept = inputs + 2 * request.out_bytes + stats
-        return kept + request.out_bytes + 2 * request.gradient_bytes
+        groups = self._groups(request)
+        assert groups is not None
+        out, stats = request.out_bytes, request.batch * request.heads * request.queries * request.statsize
+        if self._moved(request, groups):
+            if not request.grad:
+                return request.gradient_bytes + out + stats
+            upstream = out if request.heads > 1 else 0
+            return 2 * request.gradient_bytes + 3 * out + upstream + stats
+        lattice = out if request.grad and not groups[0][1] else 0
+        return out + stats + lattice + (request.gradient_bytes if request.grad else 0)
 
     def seconds(self, request: Request) -> float:
         groups = self._groups(request)
@@ -86,9 +95,12 @@ class Blocks(Kernel):
         size = math.prod(tokens for tokens, _ in groups)
         pairs = request.batch * request.heads * request.queries * size
         products = (7 if request.grad else 2) * request.head_dim
-        moved = (request.gradient_bytes + request.out_bytes) / request.itemsize
-        moved *= 3 if request.grad else 1
-        calls = request.batch * request.heads * request.queries / size * 1.5e-6
+        moved = 0.0
+        if self._moved(request, groups):
+            moved = (
+                (request.gradient_bytes + request.out_bytes) / request.itemsize * (3 if request.grad else 1)
+            )
+        calls = request.batch * request.heads * request.queries / size * 0.5e-6
         slow = max(1.0, 24 / size)
         work = pairs * (products * PER_PRODUCT * slow + (6 if request.grad else 2.5) * PER_PASS)
         return PER_CALL + work + moved * 2 * PER_PASS + calls

@@ -101,7 +101,7 @@ class Windows(Kernel):
             tiles_total = max(tiles_total, arrays)
         heads = request.batch * request.queries * request.heads
         fixed = request.out_bytes + heads * size
-        if len(self._jobs(request)) > 1:
+        if len(self._jobs(request)) > 1 and not request.grad:
             fixed += request.out_bytes + 2 * heads * size
         frames = frame_queries * (d + e + 1) + frame_keys * (d + e)
         if request.grad:
