@@ -103,9 +103,18 @@ class Windows(Kernel):
         fixed = request.out_bytes + heads * size
         if len(self._jobs(request)) > 1 and not request.grad:
             fixed += request.out_bytes + 2 * heads * size
-        frames = frame_queries * (d + e + 1) + frame_keys * (d + e)
+        # frames of one sample, or of one head, that need no padding are views of the inputs
+        single = rows <= request.key_heads or request.key_heads == 1
+        single = single and tiling.classes == 1 and request.itemsize == size
+        padded = any(axis.tiles * axis.size != axis.queries for axis in tiling.axes)
+        wider = any(
+            axis.ring or axis.frame != n for axis, n in zip(tiling.axes, request.key_grid, strict=True)
+        )
+        copied_queries = 0 if single and not padded else frame_queries
+        copied_keys = 0 if single and not wider else frame_keys
+        frames = copied_queries * d + frame_queries * (e + 1) + copied_keys * (d + e)
         if request.grad:
-            frames = frame_queries * (2 * d + e + 2) + frame_keys * 2 * (d + e)
+            frames = copied_queries * (d + e + 2) + frame_queries * d + (copied_keys + frame_keys) * (d + e)
             fixed += request.gradient_bytes + 2 * heads * size
             if request.itemsize < size:
                 fixed += 2 * heads * e * size
