@@ -1,0 +1,76 @@
+"""A training step of Aaren's scan against softmax attention of equal width.
+
+    python benchmarks/aaren_scan.py [--channels 64] [--heads 4] [--repeats 3] [--json FILE]
+
+Prints the growth exponent of both between 4k and 16k tokens, and the length at which they cost the same
+(fits of `efficiency_length`).
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from manyhead.demonstration import machine
+from manyhead.files import write_text
+from manyhead.insight.composite import efficiency_length
+from manyhead.mixers.aaren import Aaren
+from manyhead.mixers.softmax import SoftmaxAttention
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+def step(layer: nn.Module, x: torch.Tensor) -> float:
+    """Seconds of a forward and a backward pass."""
+    layer.zero_grad()
+    begun = time.perf_counter()
+    layer(x).square().mean().backward()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in {"channels": 64, "heads": 4, "repeats": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    layers = {
+        "aaren": Aaren(options.channels, options.heads),
+        "softmax": SoftmaxAttention(options.channels, options.heads, causal=True),
+    }
+    cost: dict[str, list[float]] = {name: [] for name in layers}
+    for length in LENGTHS:
+        x = torch.randn(1, length, options.channels, requires_grad=True)
+        runs: dict[str, list[float]] = {name: [] for name in layers}
+        for repeat in range(options.repeats + 1):
+            for name, layer in layers.items():
+                seconds = step(layer, x)
+                if repeat:
+                    runs[name].append(seconds)
+        for name in layers:
+            cost[name].append(statistics.median(runs[name]))
+        print(length, {name: round(values[-1] * 1e3, 2) for name, values in cost.items()}, "ms", flush=True)
+    start, end = LENGTHS.index(4096), LENGTHS.index(16384)
+    growth = {name: math.log(c[end] / c[start]) / math.log(4) for name, c in cost.items()}
+    met = efficiency_length(LENGTHS, cost["softmax"], cost["aaren"], drop_first=True)
+    found: dict[str, Any] = {
+        "machine": machine(),
+        **vars(options),
+        "seconds": {name: dict(zip(LENGTHS, c, strict=True)) for name, c in cost.items()},
+        "growth exponent, 4k to 16k": growth,
+        "crossing length": met.length,
+        "r2 of the fits": met.r2,
+    }
+    print("growth exponents", growth, "crossing length", met.length, "r2", met.r2)
+    if options.json:
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
