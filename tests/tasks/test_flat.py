@@ -31,7 +31,6 @@ UPHILL = {
         (lambda names: FlatRegions("mean", rho=1e-4, adaptive=False), {}),
         (lambda names: FlatRegions("upgrad", rho=0.05, adaptive=False), UPHILL),
         (lambda names: FlatRegions("imtlg", rho=0.2, norm_scope="joint", mode="direct"), UPHILL),
-        (lambda names: FlatRegions("mgda", rho=0.0), {}),
     ],
 )
 def test_keeps_the_contract_of_balancers(build, excuses: dict[str, str]) -> None:
