@@ -20,8 +20,9 @@ from manyhead.stocks import learn
 from manyhead.stocks.config import build
 from manyhead.stocks.intervals import standard_error
 from manyhead.stocks.metrics import daily_ic
-from manyhead.stocks.pipeline import choose_splits, load_panel
+from manyhead.stocks.pipeline import load_panel
 from manyhead.stocks.prepare import prepare
+from manyhead.stocks.splits import choose_splits
 
 RESULT = Path(__file__).parent / "results" / "stockformer_bf16.json"
 

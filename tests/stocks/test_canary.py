@@ -11,8 +11,8 @@ from manyhead.stocks.canary import REPLACEMENTS, check_factor, check_functions, 
 from manyhead.stocks.config import build
 from manyhead.stocks.factors import alpha158, alpha360
 from manyhead.stocks.panel import Panel
-from manyhead.stocks.pipeline import choose_splits
 from manyhead.stocks.prices import read_prices
+from manyhead.stocks.splits import choose_splits
 from tests.stocks.market import SMALL, market, written
 
 Table = np.ndarray[Any, Any]

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 from manyhead.stocks.config import build
-from manyhead.stocks.pipeline import choose_splits, run
+from manyhead.stocks.pipeline import run
+from manyhead.stocks.splits import choose_splits
 from tests.stocks.market import SMALL, market, written
 
 CLEAN = {

@@ -11,8 +11,11 @@ import pytest
 
 from manyhead.errors import InputError
 from manyhead.stocks.config import Config, build
-from manyhead.stocks.pipeline import Result, collect, items, run
+from manyhead.stocks.items import pieces_of
+from manyhead.stocks.pipeline import run
+from manyhead.stocks.result import Result, collect
 from manyhead.stocks.scoring import predict
+from manyhead.stocks.summary import summarise
 from tests.browser import open_page
 from tests.stocks.market import SMALL, market, written
 
@@ -58,7 +61,7 @@ def test_test_days_of_neighbouring_splits_tile_the_calendar(finished: Result) ->
 def test_a_killed_run_continues_to_the_same_table(finished: Result, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    lost = [item for item in items(finished.config, finished.panel) if item.model != "momentum"][:3]
+    lost = [item for item in pieces_of(finished.config, finished.panel) if item.model != "momentum"][:3]
     for item in lost:
         shutil.rmtree(item.folder(folder))
     with pytest.raises(InputError, match="3 of 8 pieces are missing"):
@@ -130,7 +133,7 @@ def test_the_report_shows_every_chart_without_console_errors(finished: Result) -
 
 
 def test_the_summary_is_ten_lines_with_every_model(finished: Result) -> None:
-    lines = finished.summary().splitlines()
+    lines = summarise(finished).splitlines()
     assert len(lines) <= 12
     for name in ("Stockformer", "ridge", "12-1 momentum", "equal weight"):
         assert any(line.startswith(name) for line in lines)

@@ -7,10 +7,10 @@ import pytest
 
 from manyhead.errors import InputError
 from manyhead.stocks.config import build
-from manyhead.stocks.pipeline import choose_splits
 from manyhead.stocks.placebo import placebo
 from manyhead.stocks.prepare import permuted
 from manyhead.stocks.prices import read_prices
+from manyhead.stocks.splits import choose_splits
 from tests.stocks.market import SMALL, market, written
 
 

@@ -128,7 +128,9 @@ def run_command(
 ) -> None:
     """Run everything: models and baselines over rolling splits, portfolio after costs, report."""
     from manyhead.stocks.folder import RunFolder
-    from manyhead.stocks.pipeline import collect, run
+    from manyhead.stocks.pipeline import run
+    from manyhead.stocks.result import collect
+    from manyhead.stocks.summary import summarise
     from manyhead.work import cores
 
     if resume and out is None:
@@ -140,7 +142,7 @@ def run_command(
         chosen = settings(*given)
     other = None if against is None else collect(against)
     result = run(chosen, _folder(out), resume=resume, workers=workers or cores(), ray=ray, against=other)
-    typer.echo(result.summary())
+    typer.echo(summarise(result))
 
 
 @app.command("train")
@@ -163,13 +165,14 @@ def train_command(
     """Train Stockformer alone, on the newest split unless --splits says otherwise."""
     from manyhead.stocks.config import build
     from manyhead.stocks.pipeline import run
+    from manyhead.stocks.summary import summarise
     from manyhead.work import cores
 
     chosen = settings(config, preset, prices, start, end, sectors, universe, splits, seeds, epochs, others)
     chosen = build(chosen.model_dump() | {"baselines": {"names": []}})
     folder = _folder(out)
     result = run(chosen, folder, resume=resume, workers=workers or cores())
-    typer.echo(result.summary())
+    typer.echo(summarise(result))
     typer.echo(f"score the newest day: manyhead stocks predict --run {folder}")
 
 
@@ -253,11 +256,13 @@ def report_command(
     against: Annotated[Path | None, typer.Option(help="Another run to compare with.")] = None,
 ) -> None:
     """Compute every number of a finished run again and write its report."""
-    from manyhead.stocks.pipeline import collect, write_results
+    from manyhead.stocks.pipeline import write_results
+    from manyhead.stocks.result import collect
+    from manyhead.stocks.summary import summarise
 
     result = collect(run)
     write_results(result, None if against is None else collect(against))
-    typer.echo(result.summary())
+    typer.echo(summarise(result))
 
 
 @app.command("demo")
@@ -267,6 +272,7 @@ def demo_command(out: Annotated[Path, typer.Option(help="Folder of the run.")] =
 
     from manyhead.stocks.config import build
     from manyhead.stocks.pipeline import run
+    from manyhead.stocks.summary import summarise
     from manyhead.work import cores
 
     if (out / "config.toml").exists():
@@ -279,7 +285,7 @@ def demo_command(out: Annotated[Path, typer.Option(help="Folder of the run.")] =
             "baselines": {"trials": 2},
         }
     )
-    typer.echo(run(chosen, out, workers=cores()).summary())
+    typer.echo(summarise(run(chosen, out, workers=cores())))
 
 
 @app.command("leaks")
@@ -334,7 +340,8 @@ def canary_command(
 ) -> None:
     """Replace everything after a decision: does any stage notice? Exit code 1 if one does."""
     from manyhead.stocks.canary import check_functions, check_pipeline
-    from manyhead.stocks.pipeline import choose_splits, load_panel
+    from manyhead.stocks.pipeline import load_panel
+    from manyhead.stocks.splits import choose_splits
 
     chosen = settings(config, preset, prices, start, end, sectors, universe, None, None, None, others)
     panel, groups = load_panel(chosen)
@@ -365,8 +372,9 @@ def placebo_command(
     runs: Annotated[int, typer.Option(help="How many permutations of the labels.")] = 200,
 ) -> None:
     """Run a baseline on labels dealt out anew within each day: what no skill looks like here."""
-    from manyhead.stocks.pipeline import choose_splits, load_panel
+    from manyhead.stocks.pipeline import load_panel
     from manyhead.stocks.placebo import placebo
+    from manyhead.stocks.splits import choose_splits
 
     chosen = settings(config, None, prices, start, end, sectors, universe, None, None, None, others)
     panel, groups = load_panel(chosen)

@@ -16,7 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from manyhead.files import atomic, write_text
+from manyhead.stocks.config import Config
 from manyhead.stocks.metrics import daily_ic
+from manyhead.stocks.panel import Panel
+from manyhead.stocks.splits import choose_splits
 
 STOCKFORMER = "stockformer"
 Floats = NDArray[np.float32]
@@ -153,3 +156,19 @@ def read_scores(run: Path, items: Sequence[Item]) -> pl.DataFrame:
             )
         )
     return pl.concat(tables)
+
+
+def pieces_of(config: Config, panel: Panel) -> list[Item]:
+    """List the pieces of a run, split by split; only models with randomness are repeated over seeds."""
+    from manyhead.stocks.baselines import is_random
+
+    pieces = []
+    for split in choose_splits(config, panel.days):
+        for seed in config.training.seeds:
+            pieces.append(Item(split, STOCKFORMER, seed))
+            pieces += [
+                Item(split, name, seed)
+                for name in config.baselines.names
+                if is_random(name) or seed == config.training.seeds[0]
+            ]
+    return pieces

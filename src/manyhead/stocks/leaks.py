@@ -23,7 +23,8 @@ from manyhead.stocks.evaluate import Grid, ensemble
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER
 from manyhead.stocks.metrics import daily_ic
-from manyhead.stocks.pipeline import Result, collect, run
+from manyhead.stocks.pipeline import run
+from manyhead.stocks.result import Result, collect
 from manyhead.stocks.words import LEAKS
 from manyhead.system import interval
 

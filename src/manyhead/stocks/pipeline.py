@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,61 +13,20 @@ from numpy.typing import NDArray
 from manyhead.errors import InputError
 from manyhead.files import atomic
 from manyhead.stocks import learn
-from manyhead.stocks.book import Book, hold
 from manyhead.stocks.config import Config
-from manyhead.stocks.evaluate import Grid, ModelSkill, ensemble, model_skill, models_of, skill_table
 from manyhead.stocks.folder import RunFolder
-from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, read_scores, store, table
+from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, store, table
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.prepare import Prepared, prepare
 from manyhead.stocks.prices import read_prices
+from manyhead.stocks.report import write_report
+from manyhead.stocks.result import LEDGER, Result, collect, metrics
 from manyhead.stocks.sectors import read_sectors
-from manyhead.stocks.splits import Split, rolling_splits
+from manyhead.stocks.splits import choose_splits
 from manyhead.work import run_items
 
 Rows = NDArray[np.int64]
-
-# every evaluation on a data set, beside the folders of the runs
-LEDGER = "ledger.jsonl"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run found.
-
-    Attributes:
-        folder: where everything is kept.
-        config: its settings.
-        panel: its prices.
-        splits: splits by index.
-        scores: one row per split, model, seed, part, date and symbol.
-        skill: one row per split, model and seed.
-        models: skill of each model over all splits, Stockformer first.
-        books: portfolio of each model.
-        equal_weight: performance of the benchmark.
-    """
-
-    folder: Path
-    config: Config
-    panel: Panel
-    splits: dict[int, Split]
-    scores: pl.DataFrame
-    skill: pl.DataFrame
-    models: list[ModelSkill]
-    books: dict[str, Book]
-    warnings: tuple[str, ...]
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return RunFolder(self.folder).report_file
-
-    def summary(self) -> str:
-        """The result in about ten lines."""
-        from manyhead.stocks.summary import summarise
-
-        return summarise(self)
 
 
 def run(
@@ -98,10 +56,10 @@ def run(
     place = RunFolder(Path(folder))
     if resume and place.has_panel:
         place.open(config, resume)
-        pieces = items(config, place.panel()[0])
+        pieces = pieces_of(config, place.panel()[0])
     else:
         panel, sectors = load_panel(config)
-        pieces = items(config, panel)  # what cannot be run is refused before anything is written
+        pieces = pieces_of(config, panel)  # what cannot be run is refused before anything is written
         place.open(config, resume)
         place.keep_panel(panel, sectors, config.data.prices)
     left = [item for item in pieces if not item.done(place.path)]
@@ -132,37 +90,6 @@ def load_panel(config: Config) -> tuple[Panel, Mapping[str, str] | None]:
         raise InputError(f"selecting stocks needs at least 2 symbols, {data.prices} has {len(panel.symbols)}")
     sectors = read_sectors(data.sectors, column=data.sector_column) if data.sectors else None
     return panel, sectors
-
-
-def choose_splits(config: Config, days: int) -> dict[int, Split]:
-    """Return the splits of a run by index, oldest first; index 0 is the oldest that the calendar holds."""
-    wanted = config.splits
-    every = rolling_splits(days, wanted.train, wanted.validation, wanted.test, wanted.step or wanted.test)
-    numbered = dict(enumerate(every))
-    if wanted.count == "all":
-        return numbered
-    if wanted.count > len(every):
-        raise InputError(
-            f"splits.count asks for {wanted.count} splits, the prices hold {len(every)} "
-            f"({days} days; train {wanted.train}, validation {wanted.validation}, test {wanted.test})"
-        )
-    return {index: numbered[index] for index in sorted(numbered)[-wanted.count :]}
-
-
-def items(config: Config, panel: Panel) -> list[Item]:
-    """List the pieces of a run, split by split; only models with randomness are repeated over seeds."""
-    from manyhead.stocks.baselines import is_random
-
-    pieces = []
-    for split in choose_splits(config, panel.days):
-        for seed in config.training.seeds:
-            pieces.append(Item(split, STOCKFORMER, seed))
-            pieces += [
-                Item(split, name, seed)
-                for name in config.baselines.names
-                if is_random(name) or seed == config.training.seeds[0]
-            ]
-    return pieces
 
 
 @lru_cache(maxsize=1)
@@ -230,46 +157,6 @@ def _baseline(
     return scored(validation), scored(test), {"choice": tuned.choice, "trials": tuned.ledger}
 
 
-def collect(folder: str | Path, config: Config | None = None) -> Result:
-    """Compute every number of a run from the pieces in its folder.
-
-    Args:
-        folder: of the run.
-        config: the run's settings with other ones for what happens after scoring: portfolio, and the
-            leaks of masking, choice, fees and timing.
-
-    Raises:
-        InputError: if the folder holds no run, or pieces are missing.
-    """
-    place = RunFolder(Path(folder))
-    config = place.config() if config is None else config
-    panel, _ = place.panel()
-    pieces = items(config, panel)
-    missing = [item for item in pieces if not item.done(place.path)]
-    if missing:
-        raise InputError(
-            f"the run in {place.path} is not complete: {len(missing)} of {len(pieces)} pieces are missing, "
-            f"such as {missing[0]}; `manyhead stocks run --resume --out {place.path}` continues it"
-        )
-    scores = read_scores(place.path, pieces)
-    if config.leaks.label_masking:
-        scores = label_masked(scores)
-    names = models_of(scores)
-    traded = panel.select(sorted(scores["symbol"].unique()))
-    books = {name: _book(traded, scores, name, config) for name in names}
-    return Result(
-        folder=place.path,
-        config=config,
-        panel=panel,
-        splits=choose_splits(config, panel.days),
-        scores=scores,
-        skill=skill_table(scores),
-        models=[model_skill(scores, name) for name in names],
-        books=books,
-        warnings=panel.warnings,
-    )
-
-
 def enter(result: Result, path: Path) -> None:
     """Enter every model of a run into the ledger of evaluations: luck is counted from it.
 
@@ -291,34 +178,8 @@ def enter(result: Result, path: Path) -> None:
         ledger.record(data, {"model": skill.model, "settings": own}, finite, note=str(result.folder.name))
 
 
-def label_masked(scores: pl.DataFrame) -> pl.DataFrame:
-    """Overwrite scores where the realised return is 0 or missing, as the released code does: a leak."""
-    still = pl.col("earned").fill_null(0.0) == 0
-    worst = pl.when(pl.col("choice") == "classification").then(0.0).otherwise(-1e9)
-    return scores.with_columns(
-        pl.when(still).then(-1e9).otherwise(pl.col("regression")).alias("regression"),
-        pl.when(still).then(0.0).otherwise(pl.col("classification")).alias("classification"),
-        pl.when(still).then(worst).otherwise(pl.col("score")).alias("score"),
-    )
-
-
-def _book(panel: Panel, scores: pl.DataFrame, model: str, config: Config) -> Book:
-    """Hold a model's scores, averaged over seeds; the leaky choice looks at test results."""
-    grid = Grid(panel.dates, panel.symbols)
-    if not config.leaks.choice_on_test:
-        return hold(panel, ensemble(scores, model, grid), config, model)
-    own = scores.filter(pl.col("model") == model)
-    variants = ["regression"] + (["classification"] if own["classification"].is_not_null().any() else [])
-    tried = {name: hold(panel, ensemble(scores, model, grid, name), config, model) for name in variants}
-    best = max(tried, key=lambda name: np.nan_to_num(tried[name].metrics["sharpe"], nan=-np.inf))
-    book = tried[best]
-    return replace(book, variant=f"{best}, chosen on the test Sharpe")
-
-
 def write_results(result: Result, against: Result | None = None) -> None:
     """Write scores.parquet, skill.parquet, portfolio tables, metrics.json and report.html."""
-    from manyhead.stocks.report import write_report
-
     place = RunFolder(result.folder)
     tables: Mapping[str, pl.DataFrame] = {"scores": result.scores, "skill": result.skill} | {
         f"portfolio/{name}": book.report for name, book in result.books.items()
@@ -328,24 +189,3 @@ def write_results(result: Result, against: Result | None = None) -> None:
             content.write_parquet(stream)
     place.write_json("metrics.json", metrics(result))
     write_report(result, against)
-
-
-def metrics(result: Result) -> dict[str, Any]:
-    """Every model's skill and portfolio as plain numbers."""
-    return {
-        skill.model: {
-            "ic": skill.ic.estimate,
-            "ic_low": skill.ic.low,
-            "ic_high": skill.ic.high,
-            "ic_se": skill.ic_se,
-            "icir": skill.icir,
-            "rank_ic": skill.rank_ic.estimate,
-            "rank_ic_se": skill.rank_ic_se,
-            "rank_icir": skill.rank_icir,
-            "accuracy": skill.accuracy,
-            "majority": skill.majority,
-            "seed_ic": skill.seed_ic,
-            "portfolio": result.books[skill.model].metrics,
-        }
-        for skill in result.models
-    }

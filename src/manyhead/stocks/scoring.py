@@ -11,10 +11,9 @@ from manyhead.stocks.evaluate import standardised
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
 from manyhead.stocks.panel import Panel
-from manyhead.stocks.pipeline import choose_splits
 from manyhead.stocks.prepare import prepare
 from manyhead.stocks.prices import read_prices
-from manyhead.stocks.splits import Split
+from manyhead.stocks.splits import Split, choose_splits
 
 
 def predict(folder: str | Path, prices: str | None = None, days: int = 1) -> pl.DataFrame:

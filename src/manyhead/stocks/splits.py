@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from manyhead.errors import InputError
+from manyhead.stocks.config import Config
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,18 @@ def rolling_splits(
         Split(start, start + train, start + train + validation, start + whole)
         for start in range(first, days - whole + 1, step)
     ]
+
+
+def choose_splits(config: Config, days: int) -> dict[int, Split]:
+    """Return the splits of a run by index, oldest first; index 0 is the oldest that the calendar holds."""
+    wanted = config.splits
+    every = rolling_splits(days, wanted.train, wanted.validation, wanted.test, wanted.step or wanted.test)
+    numbered = dict(enumerate(every))
+    if wanted.count == "all":
+        return numbered
+    if wanted.count > len(every):
+        raise InputError(
+            f"splits.count asks for {wanted.count} splits, the prices hold {len(every)} "
+            f"({days} days; train {wanted.train}, validation {wanted.validation}, test {wanted.test})"
+        )
+    return {index: numbered[index] for index in sorted(numbered)[-wanted.count :]}

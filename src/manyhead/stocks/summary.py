@@ -1,14 +1,10 @@
 """The result of a stock run in ten lines of text."""
 
-from typing import TYPE_CHECKING
-
 from manyhead.stocks import words
-
-if TYPE_CHECKING:
-    from manyhead.stocks.pipeline import Result
+from manyhead.stocks.result import Result
 
 
-def summarise(result: "Result") -> str:
+def summarise(result: Result) -> str:
     """Say what was found, how sure it is, and where the report lies."""
     own = result.models[0]
     lines = [

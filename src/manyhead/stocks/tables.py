@@ -50,10 +50,10 @@ def write_factors(config: Config, path: Path, clean: bool) -> list[str]:
     Returns:
         what to tell the user, line by line.
     """
-    from manyhead.stocks.pipeline import choose_splits, load_panel
+    from manyhead.stocks.pipeline import load_panel
     from manyhead.stocks.prepare import choose_universe, raw_factors, standardise
     from manyhead.stocks.preprocess import dead_inputs
-    from manyhead.stocks.splits import Split
+    from manyhead.stocks.splits import Split, choose_splits
 
     if path.suffix != ".parquet":
         raise InputError(f"--out {path}: the file must end in .parquet")

@@ -1,19 +1,14 @@
 """The sentences and tables of a stock report, shared by the page and the terminal."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import polars as pl
 
 from manyhead.report.page import Cell
 from manyhead.stocks.config import Config
+from manyhead.stocks.evaluate import ModelSkill
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.portfolio import performance
-
-if TYPE_CHECKING:
-    from manyhead.stocks.evaluate import ModelSkill
-    from manyhead.stocks.pipeline import Result
-    from manyhead.stocks.portfolio.verdict import Verdict
+from manyhead.stocks.result import Result
 
 Table = tuple[list[str], list[list[str | Cell]], str]
 
@@ -58,23 +53,23 @@ def percent(value: float, digits: int = 1) -> str:
     return "n/a" if not np.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
-def title(result: "Result") -> str:
+def title(result: Result) -> str:
     """Heading of the report."""
     return "Stockformer: does it select stocks?"
 
 
-def span(result: "Result") -> str:
+def span(result: Result) -> str:
     """First and last test day."""
     dates = result.models[0].dates
     return f"tested {dates[0]} to {dates[-1]}"
 
 
-def equal_weight(result: "Result") -> dict[str, float]:
+def equal_weight(result: Result) -> dict[str, float]:
     """Performance of the benchmark over the main model's days."""
     return performance(result.books[result.models[0].model].report["bench"].to_numpy())
 
 
-def skilled(model: "ModelSkill") -> str:
+def skilled(model: ModelSkill) -> str:
     """What the interval of the mean IC says."""
     if model.ic.low > 0:
         return "skill above zero"
@@ -83,7 +78,7 @@ def skilled(model: "ModelSkill") -> str:
     return "no skill that differs from zero"
 
 
-def verdict(result: "Result") -> str:
+def verdict(result: Result) -> str:
     """The answer in one or two sentences."""
     own = result.models[0]
     book = result.books[own.model].metrics
@@ -106,7 +101,7 @@ def verdict(result: "Result") -> str:
     )
 
 
-def reading(result: "Result") -> list[str]:
+def reading(result: Result) -> list[str]:
     """How to read the headline."""
     own = result.models[0]
     rivals = [model for model in result.models[1:] if np.isfinite(model.ic.estimate)]
@@ -134,7 +129,7 @@ def reading(result: "Result") -> list[str]:
     return points
 
 
-def facts(result: "Result") -> list[tuple[str, str]]:
+def facts(result: Result) -> list[tuple[str, str]]:
     """What was run, as pairs."""
     config, data = result.config, RunFolder(result.folder).read_json("data.json")
     tested = result.scores.filter(pl.col("part") == "test")
@@ -190,7 +185,7 @@ def facts(result: "Result") -> list[tuple[str, str]]:
     ]
 
 
-def biases(result: "Result") -> list[str]:
+def biases(result: Result) -> list[str]:
     """What may make the result look better, or different, than it would have been."""
     notes = list(result.warnings)
     if result.config.data.membership is None:
@@ -206,7 +201,7 @@ def biases(result: "Result") -> list[str]:
     return notes
 
 
-def strategy(result: "Result") -> str:
+def strategy(result: Result) -> str:
     """How scores are held."""
     config, wanted = result.config, result.config.portfolio
     when = "at the close of the score's own day" if config.leaks.one_day_early else "at the next day's close"
@@ -223,7 +218,7 @@ def strategy(result: "Result") -> str:
     )
 
 
-def portfolio_caption(result: "Result") -> str:
+def portfolio_caption(result: Result) -> str:
     """What the portfolio chart shows."""
     book = result.books[result.models[0].model]
     cost = percent(book.metrics["annual_cost"])
@@ -234,13 +229,13 @@ def portfolio_caption(result: "Result") -> str:
     )
 
 
-def daily_ic_caption(own: "ModelSkill") -> str:
+def daily_ic_caption(own: ModelSkill) -> str:
     """What the daily IC chart shows."""
     good = float((own.daily_ic[np.isfinite(own.daily_ic)] > 0).mean())
     return f"IC of each test day, Stockformer: above zero on {percent(good)} of days, ICIR {own.icir:.3f}."
 
 
-def decile_caption(result: "Result") -> str:
+def decile_caption(result: Result) -> str:
     """What the decile chart shows."""
     deciles = result.models[0].deciles
     spread = 1e4 * (deciles[-1] - deciles[0])
@@ -250,7 +245,7 @@ def decile_caption(result: "Result") -> str:
     )
 
 
-def training_caption(result: "Result") -> str:
+def training_caption(result: Result) -> str:
     """What the learning curves show."""
     return (
         "Stockformer only. Validation days are later than training days and earlier than test days; no "
@@ -259,181 +254,13 @@ def training_caption(result: "Result") -> str:
     )
 
 
-def comparison(result: "Result") -> Table:
-    """Skill of every model."""
-    headings = ["model", "IC", "± SE", "ICIR", "RankIC", "± SE", "RankICIR", "direction", "majority"]
-    rows: list[list[str | Cell]] = [
-        [
-            _main(model.model),
-            f"{model.ic.estimate:+.4f}",
-            f"{model.ic_se:.4f}",
-            f"{model.icir:+.3f}",
-            f"{model.rank_ic.estimate:+.4f}",
-            f"{model.rank_ic_se:.4f}",
-            f"{model.rank_icir:+.3f}",
-            percent(model.accuracy),
-            percent(model.majority),
-        ]
-        for model in result.models
-    ]
-    return headings, rows, "Skill over all test days. SE: Newey-West over days."
-
-
-def earnings(result: "Result") -> Table:
-    """Portfolio of every model after costs, equal weights last."""
-    headings = [
-        "portfolio",
-        "return a year",
-        "excess",
-        "volatility",
-        "Sharpe",
-        "drawdown",
-        "turnover",
-        "costs",
-    ]
-    bench = equal_weight(result)
-    rows: list[list[str | Cell]] = []
-    for model in result.models:
-        book = result.books[model.model].metrics
-        rows.append(
-            [
-                _main(model.model),
-                percent(book["annual_return"]),
-                percent(book["annual_return"] - bench["annual_return"]),
-                percent(book["volatility"]),
-                f"{book['sharpe']:.2f}",
-                percent(book["max_drawdown"]),
-                percent(book["daily_turnover"]),
-                percent(book["annual_cost"]),
-            ]
-        )
-    rows.append(
-        [
-            name("equal_weight"),
-            percent(bench["annual_return"]),
-            "",
-            percent(bench["volatility"]),
-            f"{bench['sharpe']:.2f}",
-            percent(bench["max_drawdown"]),
-            "",
-            "",
-        ]
-    )
-    return headings, rows, "Portfolios after costs; excess over equal weights, turnover a day, costs a year."
-
-
-def _main(model: str) -> Cell:
-    return Cell(name(model), "strong" if model == "stockformer" else "")
-
-
-def by_split(result: "Result") -> Table:
-    """Mean IC of each model in each split, over seeds, with the standard error over days."""
-    models = [model.model for model in result.models]
-    rows: list[list[str | Cell]] = []
-    for index, split in result.splits.items():
-        first = result.panel.dates[split.validation_end]
-        last = result.panel.dates[min(split.test_end, result.panel.days) - 1]
-        row: list[str | Cell] = [f"split {index}: {first} to {last}"]
-        for model in models:
-            own = result.skill.filter((pl.col("split") == index) & (pl.col("model") == model))
-            ic, error = own["ic"].to_numpy().mean(), own["ic_se"].to_numpy().mean()
-            row.append(f"{ic:+.4f} ± {error:.4f}")
-        rows.append(row)
-    return (
-        ["test days", *[name(model) for model in models]],
-        rows,
-        "Mean daily IC and its standard error, by split.",
-    )
-
-
-def luck_table(counted: "Verdict", result: "Result") -> Table:
-    """Deflated Sharpe, overfitting, break-even cost and the samples that would have been needed."""
-
-    def number(value: float, form: str) -> str:
-        return "n/a" if not np.isfinite(value) else format(value, form)
-
-    paid = 1e4 * (result.config.portfolio.open_cost + result.config.portfolio.close_cost) / 2
-    rows: list[list[str | Cell]] = [
-        [
-            "evaluations on these prices",
-            str(counted.trials),
-            Cell("different models and settings so far", "text"),
-        ],
-        [
-            "Sharpe ratio",
-            number(counted.sharpe, ".2"),
-            Cell(f"the best of so many without skill: {number(counted.sharpe_of_luck, '.2f')}", "text"),
-        ],
-        [
-            "deflated Sharpe ratio",
-            percent(counted.deflated_sharpe),
-            Cell("probability that the true ratio exceeds that of luck; 95 % would convince", "text"),
-        ],
-        [
-            "probability of overfitting",
-            percent(counted.overfitting),
-            Cell("how often the best model of one half of the days is below the median in the other", "text"),
-        ],
-        [
-            "break-even cost",
-            f"{number(counted.break_even_excess, '.1f')} bp",
-            Cell(f"a side, at which no excess over equal weights is left; {paid:g} were charged", "text"),
-        ],
-        [
-            "days to show this excess return",
-            number(counted.sample_return, ".0"),
-            Cell(f"for a 95 % test with 80 % power; {counted.days} were tested", "text"),
-        ],
-        [
-            "days to show this IC",
-            number(counted.sample_ic, ".0"),
-            Cell("likewise, for the mean daily IC", "text"),
-        ],
-    ]
-    return ["", "", ""], rows, ""
-
-
-def against_lead(result: "Result", other: "Result") -> str:
+def against_lead(result: Result, other: Result) -> str:
     """Which run is which."""
     return (
         f"This run ({result.config.preset}) beside {other.folder.name} ({other.config.preset}), on the "
         "same prices. "
         "Whatever the second one adds was not there to be earned."
     )
-
-
-def against(result: "Result", other: "Result") -> Table:
-    """Two runs side by side, model by model."""
-    headings = [
-        "model",
-        "IC here",
-        "IC there",
-        "difference",
-        "Sharpe here",
-        "Sharpe there",
-        "return here",
-        "return there",
-    ]
-    theirs = {model.model: model for model in other.models}
-    rows: list[list[str | Cell]] = []
-    for model in result.models:
-        if model.model not in theirs:
-            continue
-        there = theirs[model.model]
-        ours, leaky = result.books[model.model].metrics, other.books[model.model].metrics
-        rows.append(
-            [
-                name(model.model),
-                f"{model.ic.estimate:+.4f}",
-                f"{there.ic.estimate:+.4f}",
-                f"{there.ic.estimate - model.ic.estimate:+.4f}",
-                f"{ours['sharpe']:.2f}",
-                f"{leaky['sharpe']:.2f}",
-                percent(ours["annual_return"]),
-                percent(leaky["annual_return"]),
-            ]
-        )
-    return headings, rows, ""
 
 
 def differences(here: Config, there: Config) -> list[str]:
@@ -446,13 +273,3 @@ def differences(here: Config, there: Config) -> list[str]:
             if mine != value:
                 points.append(f"{section}.{key}: {mine} here, {value} there.")
     return points
-
-
-def attention_table(links: pl.DataFrame, received: pl.DataFrame, result: "Result") -> Table:
-    """The stocks that receive most attention, with those that look at them hardest."""
-    rows: list[list[str | Cell]] = []
-    for stock, weight in received.head(10).iter_rows():
-        looking = links.filter((pl.col("attended") == stock) & (pl.col("attender") != stock))
-        first = looking.sort(["weight", "attender"], descending=[True, False]).head(5)
-        rows.append([stock, f"{weight:.2f}", Cell(", ".join(first["attender"]), "text")])
-    return ["stock", "attention received", "looked at hardest by"], rows, ""
