@@ -66,8 +66,8 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
 
 def extend_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """Process the next tokens `(batch, tokens, channels)`, by the mixer's `extend` or step by step."""
-    if hasattr(mixer, "extend"):
-        extend: Callable[[Tensor, Any], tuple[Tensor, Any]] = mixer.extend  # type: ignore[assignment]
+    extend: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = getattr(mixer, "extend", None)
+    if extend is not None:
         return extend(x, state)
     steps = []
     for x_t in x.unbind(1):

@@ -233,8 +233,8 @@ smaller than the paper's seven tasks; take the signs, not the sizes.
 only the present token in its slots; ours keeps running sums. Nystrom attention divides by sqrt(d) twice.
 Performer's denominator is cut at 0.1; ours at 1e-6, and its features are a saved buffer. Nystrom, Performer
 and LARA repeat padding masks in the wrong order of heads and samples, so that masks hit other samples:
-found by the golden arrays, and not in the authors' notes. LARA's normaliser counts padded keys. Long-short attention
-looks at its zero memory. ProbSparse draws keys at evaluation too: ours draws them from a seed.
+found by the golden arrays, and not in the authors' notes. LARA's normaliser counts padded keys. Long-short
+attention looks at its zero memory. ProbSparse draws keys at evaluation too: ours draws them from a seed.
 
 Differences between good mixers are smaller than those between seeds; `rank_score` stands beside the composite
 index, whose deviations two diverged mixers inflate.
