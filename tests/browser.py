@@ -47,13 +47,14 @@ def chromium(width: int = 1200, height: int = 900) -> Iterator[object]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     session = webdriver.Chrome(options=options, service=Service(driver))
+    session.command_executor.client_config.timeout = 280  # drawing is slow where other tests share the cores
     try:
         yield session
     finally:
         session.quit()
 
 
-def open_page(path: Path, screenshot: Path | None = None, seconds: float = 30) -> Opened:
+def open_page(path: Path, screenshot: Path | None = None, seconds: float = 120) -> Opened:
     """Open a local page, wait until every chart is drawn, and report what went wrong."""
     with chromium() as session:
         session.get(path.resolve().as_uri())
