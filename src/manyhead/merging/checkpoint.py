@@ -8,6 +8,7 @@ import json
 import math
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,9 @@ def _pytorch(file: Path) -> dict[str, Entry]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode():  # shapes and places of the data, but no data
+        # shapes and places of the data, but no data; what torch warns of is in the error below
+        with warnings.catch_warnings(), FakeTensorMode():
+            warnings.simplefilter("ignore")
             content = torch.load(file, weights_only=True)
     except Exception as wrong:
         reason = str(wrong).strip().split("\n")[0][:200]
