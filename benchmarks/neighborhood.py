@@ -9,6 +9,8 @@ ratio that counts those too stands beside it.
 import argparse
 import json
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int, float]] 
     "1-D 16,384, 128": ((16_384,), (128,), 4, 32, 1, 20.0),
 }
 
+CLOCK: list[Callable[[], float]] = [time.perf_counter]
+
 
 def tensors(grid: tuple[int, ...], heads: int, head_dim: int, batch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -52,11 +56,15 @@ def dense_step(inputs: list[Tensor], mask: Tensor) -> Any:
 def case(name: str, repeats: int) -> dict[str, Any]:
     grid, window, heads, head_dim, batch, least = CASES[name]
     inputs = tensors(grid, heads, head_dim, batch)
-    local = seconds(lambda: local_step(inputs, window), repeats)
+    local = seconds(lambda: local_step(inputs, window), repeats, CLOCK[0])
     memory = peak_bytes(lambda: local_step(inputs, window))
     mask = Window(window).mask(grid)
     # a dense step takes half a minute at 16,384 tokens: it is measured once there
-    dense = seconds(lambda: dense_step(inputs, mask), 3) if mask.shape[0] <= 4096 else once(inputs, mask)
+    dense = (
+        seconds(lambda: dense_step(inputs, mask), 3, CLOCK[0])
+        if mask.shape[0] <= 4096
+        else once(inputs, mask)
+    )
     pairs = mask.shape[0] ** 2
     held = 4 * inputs[0].numel() * 4  # output and three gradients
     # SDPA turns the Boolean mask into numbers: 5 bytes a pair, beside output and gradients
@@ -78,7 +86,7 @@ def case(name: str, repeats: int) -> dict[str, Any]:
 def once(inputs: list[Tensor], mask: Tensor) -> float:
     """One dense step of one head and sample, times their number, so that memory and minutes suffice."""
     one = [x[:1, ..., :1, :].detach() for x in inputs]
-    return seconds(lambda: dense_step(one, mask), 1) * inputs[0].shape[0] * inputs[0].shape[-2]
+    return seconds(lambda: dense_step(one, mask), 1, CLOCK[0]) * inputs[0].shape[0] * inputs[0].shape[-2]
 
 
 def growth(repeats: int) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def growth(repeats: int) -> dict[str, Any]:
     sides, times = (32, 48, 64, 96), []
     for side in sides:
         inputs = tensors((side, side), 4, 32, 1)
-        times.append(seconds(lambda inputs=inputs: local_step(inputs, (7, 7)), repeats))
+        times.append(seconds(lambda inputs=inputs: local_step(inputs, (7, 7)), repeats, CLOCK[0]))
     exponent = np.polyfit([2 * math.log(side) for side in sides], np.log(times), 1)[0]
     inputs = tensors((64, 64), 4, 32, 1)
     memory = {size: peak_bytes(lambda size=size: local_step(inputs, (size, size))) for size in (5, 9, 17, 33)}
@@ -101,9 +109,13 @@ def growth(repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--processor", action="store_true", help="one thread and processor time, for a busy machine"
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the grids of 16,384 tokens")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if options.processor else 2)
+    CLOCK[0] = time.process_time if options.processor else time.perf_counter
     rows = []
     for name in CASES:
         if options.quick and math.prod(CASES[name][0]) > 4096:
@@ -122,7 +134,8 @@ def main() -> None:
     print(f"time grows as tokens ** {found['exponent']:.2f}")
     print("memory by window:", {size: f"{b / 2**20:.1f} MiB" for size, b in found["bytes_by_window"].items()})
     if options.json:
-        result = {"machine": machine(), "cases": rows, "growth": found}
+        clock = "processor time, one thread" if options.processor else "wall time, two threads"
+        result = {"machine": machine(), "clock": clock, "cases": rows, "growth": found}
         write_text(options.json, json.dumps(result, indent=1) + "\n")
 
 

@@ -125,8 +125,8 @@ def main() -> None:
     lines = [
         "# Small pyramids on CIFAR-10",
         "",
-        f"`cifar10_12k`: 12,000 training and 3,000 test images; {options.minutes:g} minutes of processor time "
-        "for each network and seed.",
+        f"`cifar10_12k`: 12,000 training and 3,000 test images; {options.minutes:g} minutes of processor "
+        "time for each network and seed.",
         "",
         "| network | parameters | steps | test accuracy, % (mean ± standard deviation) |",
         "|---|---|---|---|",

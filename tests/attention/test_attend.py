@@ -112,7 +112,7 @@ def test_the_other_kernels_equal_the_definition(data: st.DataObject) -> None:
         (GridPartition((2, 3)), (4, 9)),
         (Blocks((2, -1)) & GridPartition((-1, 4)), (6, 8)),
         (Window((4, 3), (4, 3)), (8, 9)),
-        (Everything(), (3, 4)),
+        (Blocks((3, -1)), (6, 4)),
     ],
 )
 def test_blocks_equal_the_definition(pattern: Pattern, grid: tuple[int, ...]) -> None:

@@ -38,7 +38,7 @@ from manyhead.kernels.frames import (
 from manyhead.kernels.tiles import Tiling, axis_mask
 from manyhead.pattern.base import Pattern, Place
 
-LOGITS = 1 << 19  # logits held at a time: 2 MiB of float32 stay near the cores
+LOGITS = 1 << 18  # logits held at a time: 1 MiB of float32 stays near the cores
 LOGITS_CUDA = 1 << 26
 LOWEST = -1e30  # below every logit; the maximum over no key becomes this
 

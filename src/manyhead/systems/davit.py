@@ -118,6 +118,9 @@ SYSTEM = System(
 Measured on handwritten digits (fewer training images than the card's 10,000, so that a seed takes
 minutes on two cores), without position convolutions, so that tokens mix by attention only.
 
+The number of training images follows the budget. The committed run is a short one on a busy machine, whose
+networks are far from trained: a difference of accuracies 'not seen' there needs `--budget 300` to be judged.
+
 The released code computes `softmax(K^T V)` applied to `Q` where the paper writes `softmax(Q^T K)` applied to
 `V`: the same function with renamed weights. `naming="code"` (the default) takes released weights,
 `naming="paper"` the paper's letters. The scale `c ** -0.5` does not fit sums over all tokens, whose logits

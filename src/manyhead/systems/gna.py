@@ -150,6 +150,9 @@ Accuracy is on handwritten digits with few training images, as a control that no
 network; the paper's own quality figures are of generated video. With 8 x 8 windows at stride 8 the
 pattern is plain block attention.
 
+The number of training images follows the budget. The committed run is a short one on a busy machine, whose
+networks are far from trained: a difference of accuracies 'not seen' there needs `--budget 300` to be judged.
+
 The official simulator is not released. Ours follows the paper's description, and equals the tile counts
 of the official block mask. The official mask for several axes takes key offsets modulo the *query*
 tile, which is wrong where key tiles are larger; ours is not.

@@ -109,6 +109,9 @@ SYSTEM = System(
 Measured on handwritten digits (fewer training images than the card's 10,000, so that a seed takes
 minutes on two cores).
 
+The number of training images follows the budget. The committed run is a short one on a busy machine, whose
+networks are far from trained: a difference of accuracies 'not seen' there needs `--budget 300` to be judged.
+
 There is no official code. Positions outside the image are masked by default (`pad="mask"`);
 `pad="attend"` reproduces timm, where zero keys and values take part in the softmax. With stride, distances
 are measured from the query's own place; `stride_relative="sampled"` reproduces timm, which measures them

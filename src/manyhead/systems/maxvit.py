@@ -92,6 +92,9 @@ SYSTEM = System(
 Measured on handwritten digits (fewer training images than the card's 10,000, so that a seed takes
 minutes on two cores); blocks and lattices of 4 x 4 on 16 x 16 tokens.
 
+The number of training images follows the budget. The committed run is a short one on a busy machine, whose
+networks are far from trained: a difference of accuracies 'not seen' there needs `--budget 300` to be judged.
+
 The named sizes have 30.9, 68.9, 119.5, 211.8 and 475.0 million parameters (paper: 31, 69, 119, 212, 475).
 In the official code the options of the convolution (squeeze-excitation ratio, kernel width and others) never
 reach it, because the configuration is filtered on the way; ours are honoured, with the same defaults.
