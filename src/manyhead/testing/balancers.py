@@ -13,113 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manyhead.errors import InputError
-from manyhead.tasks import Balancer, LinearHead, Losses, MultiTask, Task
+from manyhead.tasks import Losses
+from manyhead.testing.bench import Bench, Build, Samples, close, compare, parallel
 from manyhead.testing.checks import Check, run_checks
 from manyhead.training import fit
-
-Build = Callable[[Sequence[str]], Balancer]
-Gradients = dict[str, Tensor | None]
-
-
-class Bench:
-    """A network with regression heads on fixed data, and one backward pass of a balancer over it.
-
-    Args:
-        build: makes the balancer from the names of the tasks.
-        names: names of the tasks.
-        told: what the balancer is told unless a check says otherwise: 'shared', 'representation'.
-    """
-
-    def __init__(self, build: Build, names: Sequence[str], told: Sequence[str] = ("shared",)) -> None:
-        self.build, self.names, self.told = build, list(names), tuple(told)
-
-    def model(self, alike: bool = False, dtype: torch.dtype = torch.float64) -> MultiTask:
-        """The network, the same at each call; with `alike` every head has the same weights."""
-        generator = torch.Generator().manual_seed(5)
-        network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Tanh())
-        heads = [LinearHead(3) for _ in self.names]
-        model = MultiTask(
-            network,
-            [Task(name, head, nn.functional.mse_loss) for name, head in zip(self.names, heads, strict=True)],
-        )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            if alike:
-                for head in heads[1:]:
-                    head.load_state_dict(heads[0].state_dict())
-        model.network.unused = nn.Parameter(torch.ones(2))
-        return model.to(dtype)
-
-    def batch(self, alike: bool = False, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-        """Eight samples; with `alike` every task has the same targets."""
-        generator = torch.Generator().manual_seed(6)
-        inputs = torch.randn(8, 4, generator=generator, dtype=torch.float64).to(dtype)
-        targets = {
-            name: torch.randn(8, generator=generator, dtype=torch.float64).to(dtype) for name in self.names
-        }
-        if alike:
-            targets = dict.fromkeys(self.names, targets[self.names[0]])
-        return {"inputs": inputs, "targets": targets}
-
-    def losses(
-        self,
-        model: MultiTask,
-        batch: dict[str, Any],
-        scale: Mapping[str, float] | None = None,
-        order: Sequence[str] | None = None,
-    ) -> Losses:
-        """The losses of a batch, scaled by task, in an order of tasks."""
-        found = model.losses(batch)
-        values = {name: found[name] * (scale or {}).get(name, 1.0) for name in order or found}
-        return Losses(values, representation=found.representation, shared=found.shared)
-
-    def gradients(
-        self,
-        *,
-        model: MultiTask | None = None,
-        batch: dict[str, Any] | None = None,
-        balancer: Balancer | None = None,
-        scale: Mapping[str, float] | None = None,
-        order: Sequence[str] | None = None,
-        told: Sequence[str] | None = None,
-    ) -> Gradients:
-        """The gradients that a balancer leaves on a fresh model, from a fixed random state.
-
-        Args:
-            told: what the balancer is told; that of the bench if left out.
-        """
-        model = model or self.model()
-        batch = batch or self.batch()
-        balancer = balancer or self.balancer()
-        torch.manual_seed(0)
-
-        def forward() -> Losses:
-            return self.losses(model, batch, scale, order)
-
-        losses = forward()
-        known = {name: getattr(losses, name) for name in (self.told if told is None else told)}
-        balancer.backward(losses, recompute=forward, **known)
-        return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-    def balancer(self, names: Sequence[str] | None = None) -> Balancer:
-        """A new balancer in double precision."""
-        return self.build(list(names or self.names)).to(torch.float64)
-
-    def shared(self, gradients: Gradients) -> Tensor:
-        """The shared part of gradients as one vector."""
-        return torch.cat(
-            [g.flatten() for name, g in gradients.items() if name.startswith("network") and g is not None]
-        )
-
-    def of_task(self, name: str) -> Gradients:
-        """The ordinary gradient of one task."""
-        model = self.model()
-        self.losses(model, self.batch())[name].backward()  # type: ignore[no-untyped-call]
-        return {key: parameter.grad for key, parameter in model.named_parameters()}
 
 
 def check_balancer(
@@ -151,27 +51,6 @@ def check_balancer(
     return run_checks(type(build(bench.names)).__name__, checks, excuses)
 
 
-def _close(first: Tensor, second: Tensor, what: str, tolerance: float = 1e-6) -> None:
-    error = float((first - second).abs().max() / second.abs().max().clamp(min=1e-30))
-    assert error <= tolerance, f"{what}: relative difference {error:.1e}"
-
-
-def _parallel(first: Tensor, second: Tensor, what: str) -> None:
-    cosine = float(nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0))
-    assert cosine > 1 - 1e-5, f"{what}: the cosine is {cosine:.6f}"
-
-
-def _compare(first: Gradients, second: Gradients, what: str, tolerance: float = 0.0) -> None:
-    for name, gradient in first.items():
-        other = second[name]
-        assert (gradient is None) == (other is None), f"{what}: {name} has a gradient on one side only"
-        if gradient is not None and other is not None:
-            if tolerance == 0:
-                assert torch.equal(gradient, other), f"{what}: {name} differs"
-            else:
-                _close(gradient, other, f"{what}: {name}", tolerance)
-
-
 # -- every check: what it proves is its name ---------------------------------------------------------
 
 
@@ -197,15 +76,15 @@ def adds_to_gradients_that_are_there(bench: Bench) -> None:
     added = bench.gradients(model=model)
     for name, gradient in plain.items():
         expected = torch.ones_like(added[name]) if gradient is None else gradient + 1  # type: ignore[arg-type]
-        _close(added[name], expected, name, 1e-12)  # type: ignore[arg-type]
+        close(added[name], expected, name, 1e-12)  # type: ignore[arg-type]
 
 
 def repeats_bit_for_bit(bench: Bench) -> None:
-    _compare(bench.gradients(), bench.gradients(), "two equal passes")
+    compare(bench.gradients(), bench.gradients(), "two equal passes")
 
 
 def invariant_to_task_order(bench: Bench) -> None:
-    _compare(
+    compare(
         bench.gradients(), bench.gradients(order=bench.names[::-1]), "tasks in reverse order", tolerance=1e-5
     )
 
@@ -214,7 +93,7 @@ def keeps_direction_when_all_losses_scale(bench: Bench) -> None:
     plain = bench.shared(bench.gradients())
     for factor in (0.1, 10.0):
         scaled = bench.shared(bench.gradients(scale=dict.fromkeys(bench.names, factor)))
-        _parallel(scaled, plain, f"all losses times {factor}")
+        parallel(scaled, plain, f"all losses times {factor}")
 
 
 def follows_the_sum_where_tasks_agree(bench: Bench) -> None:
@@ -223,7 +102,7 @@ def follows_the_sum_where_tasks_agree(bench: Bench) -> None:
     single = bench.model(alike=True)
     bench.losses(single, bench.batch(alike=True))[bench.names[0]].backward()  # type: ignore[no-untyped-call]
     reference = {name: parameter.grad for name, parameter in single.named_parameters()}
-    _parallel(bench.shared(agreed), bench.shared(reference), "tasks with one gradient")
+    parallel(bench.shared(agreed), bench.shared(reference), "tasks with one gradient")
 
 
 def gives_heads_their_own_gradient(bench: Bench) -> None:
@@ -232,7 +111,7 @@ def gives_heads_their_own_gradient(bench: Bench) -> None:
         own = bench.of_task(task)
         for name, gradient in gradients.items():
             if name.startswith(f"tasks.{task}."):
-                _parallel(gradient, own[name], name)  # type: ignore[arg-type]
+                parallel(gradient, own[name], name)  # type: ignore[arg-type]
 
 
 def heads_ignore_other_tasks(bench: Bench) -> None:
@@ -241,7 +120,7 @@ def heads_ignore_other_tasks(bench: Bench) -> None:
     scaled = bench.gradients(scale=dict.fromkeys(others, 3.0))
     for name, gradient in plain.items():
         if name.startswith(f"tasks.{first}."):
-            _close(scaled[name], gradient, name)  # type: ignore[arg-type]
+            close(scaled[name], gradient, name)  # type: ignore[arg-type]
 
 
 def a_single_task_keeps_its_direction(bench: Bench) -> None:
@@ -249,7 +128,7 @@ def a_single_task_keeps_its_direction(bench: Bench) -> None:
     alone = Bench(bench.build, [name], bench.told)
     found = alone.gradients(balancer=alone.balancer())
     reference = alone.of_task(name)
-    _parallel(alone.shared(found), alone.shared(reference), "a single task")
+    parallel(alone.shared(found), alone.shared(reference), "a single task")
 
 
 def two_tasks_work(bench: Bench) -> None:
@@ -273,12 +152,12 @@ def a_task_may_be_absent_from_a_batch(bench: Bench) -> None:
 
 
 def finds_the_shared_parameters_itself(bench: Bench) -> None:
-    _compare(bench.gradients(told=()), bench.gradients(told=("shared",)), "shared left out", tolerance=1e-6)
+    compare(bench.gradients(told=()), bench.gradients(told=("shared",)), "shared left out", tolerance=1e-6)
 
 
 def takes_a_representation(bench: Bench) -> None:
     told = bench.gradients(told=("shared", "representation"))
-    _compare(told, bench.gradients(told=("shared",)), "with the representation", tolerance=1e-6)
+    compare(told, bench.gradients(told=("shared",)), "with the representation", tolerance=1e-6)
 
 
 def survives_gradients_of_zero(bench: Bench) -> None:
@@ -300,7 +179,7 @@ def works_in_float32(bench: Bench) -> None:
     balancer = bench.build(bench.names)
     found = bench.gradients(model=model, batch=bench.batch(dtype=torch.float32), balancer=balancer)
     assert all(g is None or g.dtype == torch.float32 for g in found.values()), "gradients changed their type"
-    _close(bench.shared(found).double(), bench.shared(bench.gradients()), "float32", 1e-3)
+    close(bench.shared(found).double(), bench.shared(bench.gradients()), "float32", 1e-3)
 
 
 def changes_no_weight_or_buffer(bench: Bench) -> None:
@@ -379,7 +258,7 @@ def its_state_fits_a_new_one(bench: Bench) -> None:
         bench.gradients(balancer=used)
     fresh = bench.balancer()
     fresh.load_state_dict(used.state_dict())
-    _compare(
+    compare(
         bench.gradients(balancer=fresh),
         bench.gradients(balancer=used),
         "restored from its state, the next pass",
@@ -401,7 +280,7 @@ def lowers_the_losses(bench: Bench) -> None:
     before = float(sum(value.item() for value in model.losses(batch).values()))
     fit(
         model,
-        _One(batch),
+        Samples(batch),
         losses=lambda model, batch: model.losses(batch),
         batch_size=8,
         epochs=60,
@@ -431,7 +310,7 @@ def resumes_bit_for_bit(bench: Bench) -> None:
 
         fit(
             model,
-            _One(batch),
+            Samples(batch),
             losses=losses,
             batch_size=2,
             epochs=5,
@@ -452,23 +331,6 @@ def resumes_bit_for_bit(bench: Bench) -> None:
     for name, tensor in whole.items():
         if isinstance(tensor, Tensor):
             assert torch.equal(resumed[name], tensor), f"{name} differs after an interruption"
-
-
-class _One:
-    """The samples of one batch as a data set."""
-
-    def __init__(self, batch: dict[str, Any]) -> None:
-        self.held = batch
-
-    def __len__(self) -> int:
-        return len(self.held["inputs"])
-
-    def batch(self, indices: Tensor) -> dict[str, Any]:
-        """Some of the samples."""
-        return {
-            "inputs": self.held["inputs"][indices],
-            "targets": {name: target[indices] for name, target in self.held["targets"].items()},
-        }
 
 
 CHECKS: tuple[Callable[[Bench], None], ...] = (

@@ -328,8 +328,6 @@ class _Chaos:
                 return f"{path.name} is half-written: {error}", committed
         return "", committed
 
-    # -- small steps ----------------------------------------------------------------------------------
-
     def _undisturbed(self) -> Outcome:
         with self._folder() as folder:
             outcome = Attempt(self.run, folder, False).wait()
