@@ -9,7 +9,8 @@ graph, so that the two terms are differentiated through it (second order) into e
   other samples.
 
 No affinity of channels with channels is built where positions are fewer: `<A A', S S'> = |A' S|^2` and
-`|S S'| = |S' S|` in Frobenius norms.
+`|S S'| = |S' S|` in Frobenius norms. The contrast of anchors still takes `(batch tasks)^2` numbers and
+`channels` times that in work, which outweighs a small encoder when tasks are many.
 
 The losses are log-transformed, as in the paper's recipe (its appendix); `LogSum` is that part alone, the
 baseline that tells what the two terms add.
