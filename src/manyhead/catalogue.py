@@ -23,6 +23,10 @@ SLUGS: tuple[str, ...] = (
     "lama",
     "modular_vision",
     "task_expert",
+    "aaren",
+    "dsf",
+    "cab",
+    "block_transformer",
 )
 
 
