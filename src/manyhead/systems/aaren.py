@@ -74,7 +74,7 @@ def learn(model: nn.Module, batches: Callable[[], Tensor], seconds: float, steps
     while done < steps:
         loss = batches()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         done += 1

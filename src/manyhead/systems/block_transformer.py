@@ -49,7 +49,7 @@ def train(model: nn.Module, text: Tensor, seconds: float, steps: int) -> int:
         starts = torch.randint(len(text) - CONTEXT, (ROWS, 1))
         loss = loss_of(model, text[starts + torch.arange(CONTEXT)]).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         done += 1

@@ -37,7 +37,7 @@ def train(model: nn.Module, batch: Batch, seconds: float, steps: int) -> tuple[f
     while done < steps and (time.perf_counter() - begun < seconds or done == 0):
         loss = batch(True)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         done += 1

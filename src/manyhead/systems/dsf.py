@@ -62,7 +62,7 @@ def recall(mixer: Callable[[int], Mixer], seed: int, seconds: float, steps: int)
         inputs, labels = draw[0][rows], draw[1][rows]
         loss = _loss(model, inputs, labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         done += 1
