@@ -33,7 +33,7 @@ class Reference(Kernel):
         lse = torch.logsumexp(logits.masked_fill(~mask.any(-1, keepdim=True), 0.0), -1, keepdim=True)
         out = torch.exp(logits - lse) @ value  # a query that sees nothing gets zeros
         lse = lse.masked_fill(~mask.any(-1, keepdim=True), -math.inf)
-        lse = lse[..., 0].transpose(1, 2).unflatten(1, request.query_grid)  # type: ignore[no-untyped-call]
+        lse = lse[..., 0].transpose(1, 2).unflatten(1, request.query_grid)
         return heads_last(out, request.query_grid).to(q.dtype), lse if request.lse else None
 
     def peak_bytes(self, request: Request) -> int:

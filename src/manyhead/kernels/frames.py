@@ -76,7 +76,7 @@ def split_rows(layout: Layout, number: int) -> Iterator[Rows]:
 
 def query_rows(x: Tensor, layout: Layout, rows: Rows) -> Tensor:
     """View of some rows of `(B, *grid, H, C)` as `(samples, *grid, heads, groups, C)`."""
-    x = x.unflatten(-2, (layout.key_heads, layout.groups))  # type: ignore[no-untyped-call]
+    x = x.unflatten(-2, (layout.key_heads, layout.groups))
     return x[rows.samples].narrow(-3, rows.heads.start, rows.heads.stop - rows.heads.start)
 
 
@@ -98,7 +98,7 @@ def from_query_frame(x: Tensor, tiling: Tiling, grid: Grid, samples: int) -> Ten
     """`(rows, classes, groups, *padded lengths, C)` to `(samples, *grid, heads, groups, C)`."""
     axes = len(tiling.axes)
     x = crop(x, [axis.queries for axis in tiling.axes], first=3)
-    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))  # type: ignore[no-untyped-call]
+    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))
     x = x.permute(0, *range(2, 2 + axes), *range(3 + axes, 3 + 2 * axes), 1, 2 + axes, -1)
     return from_residues(x, grid)
 
@@ -133,7 +133,7 @@ def from_key_frame(x: Tensor, tiling: Tiling, grid: Grid, samples: int) -> Tenso
             x = x.new_zeros(shape).index_add_(2 + number, index, x)
         else:
             x = x.narrow(2 + number, -axis.begin, length)
-    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))  # type: ignore[no-untyped-call]
+    x = x.unflatten(1, [axis.step for axis in tiling.axes]).unflatten(0, (samples, -1))
     x = x.permute(0, *range(2, 2 + 2 * axes), 1, -1)
     return from_residues(x, grid)
 
@@ -144,7 +144,7 @@ def _tiles_of_queries(frame: Tensor, chunk: Chunk, tiling: Tiling) -> Tensor:
     for number, (axis, tiles) in enumerate(zip(tiling.axes, chunk.tiles, strict=True)):
         count = tiles.stop - tiles.start
         frame = frame.narrow(3 + 2 * number, tiles.start * axis.size, count * axis.size)
-        frame = frame.unflatten(3 + 2 * number, (count, axis.size))  # type: ignore[no-untyped-call]
+        frame = frame.unflatten(3 + 2 * number, (count, axis.size))
     return frame.permute(0, 1, *range(3, 3 + 2 * axes, 2), 2, *range(4, 4 + 2 * axes, 2), -1)
 
 

@@ -129,7 +129,7 @@ def permuted_attention(
             seen = mask[rows_at.clamp(min=0)[:, :, None], columns_at.clamp(min=0)[:, None, :]]
             seen = seen & (columns_at >= 0)[:, None, :]
             hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, HIDDEN)
-            logits = (query @ key.transpose(1, 2)).unflatten(0, (batch, len(members), heads))  # type: ignore[no-untyped-call]
+            logits = (query @ key.transpose(1, 2)).unflatten(0, (batch, len(members), heads))
             weights = (logits + hidden[None, :, None]).softmax(-1).flatten(0, 2)
             part = (weights @ value).unflatten(0, (batch, len(members), heads)).movedim(2, -2)
             out[group, :, mine] = part

@@ -232,7 +232,7 @@ def _ulysses(
 
     def to_tokens(x: Tensor) -> Tensor:
         x = x.index_select(1, forth.to(x.device))
-        slices = x.split([len(where) for where in spread], 1)  # type: ignore[no-untyped-call]
+        slices = x.split([len(where) for where in spread], 1)
         tokens = len(spread[ring.rank])
         shapes = [(x.shape[0], tokens, len(p) * groups, x.shape[-1]) for p in parts]
         return torch.cat(_Exchange.apply(ring, shapes, *slices), 2)  # type: ignore[no-untyped-call]

@@ -168,7 +168,7 @@ def pointwise_neighborhood(
     q: Tensor, k: Tensor, slots: Slots, empty: float, method: Method = "tiles"
 ) -> Tensor:
     """PN: products of every query with the keys of its slots, `(B, H, *grid, slots)`."""
-    valid = slots.valid.to(q.device).unflatten(0, q.shape[2:-1])  # type: ignore[no-untyped-call]
+    valid = slots.valid.to(q.device).unflatten(0, q.shape[2:-1])
     if method == "naive":
         neighbors = k.flatten(2, -2)[:, :, slots.index.to(q.device)]  # (B, H, queries, slots, D)
         products = (q.flatten(2, -2)[..., None, :] * neighbors).sum(-1)

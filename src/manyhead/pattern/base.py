@@ -204,7 +204,7 @@ class Pattern:
         """Whether two patterns are the same set of pairs on these grids."""
         mine, others = self.mask(query_grid, key_grid), other.mask(query_grid, key_grid)
         try:
-            mine, others = torch.broadcast_tensors(mine, others)  # type: ignore[no-untyped-call]
+            mine, others = torch.broadcast_tensors(mine, others)
         except RuntimeError:
             return False
         return bool((mine == others).all())

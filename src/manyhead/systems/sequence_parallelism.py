@@ -72,7 +72,7 @@ def train(ring: Ring, text: Tensor, seed: int, steps: int) -> dict[str, Any]:
         logits = model(tokens, places, ring)
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / LENGTH
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sum_gradients(list(model.parameters()), ring)
         optimizer.step()
         total = torch.stack(ring.exchange([loss.detach()] * ring.size, [()] * ring.size)).sum()
