@@ -42,7 +42,7 @@ def test_it_equals_dense_attention_without_the_other_columns(causal: bool, keep_
     sources = uniform_sources(3, 12, 0.3, torch.Generator().manual_seed(1))
     seen = torch.zeros(3, 12, 12, dtype=torch.bool)
     for b in range(3):
-        seen[b, :, sources.index[b]] = True
+        seen[b, :, sources.kept[b]] = True
     if keep_self:
         seen |= torch.eye(12, dtype=torch.bool)
     if causal:
@@ -72,19 +72,19 @@ def test_a_local_window_without_noise_slides() -> None:
 
 def test_every_source_is_drawn_as_often_as_rho_says() -> None:
     draws, random = 2000, torch.Generator().manual_seed(0)
-    index = uniform_sources(draws, 10, 0.3, random).index
+    index = uniform_sources(draws, 10, 0.3, random).kept
     assert index.shape == (draws, 3)
     assert (index.diff() > 0).all()  # distinct, in order
     share = torch.bincount(index.flatten(), minlength=10) / draws
     assert ((share - 0.3).abs() < 4 * math.sqrt(0.3 * 0.7 / draws)).all()
-    assert (uniform_sources(50, 10, 0.2, random, (0, 7)).index == torch.tensor([0, 7])).all()
+    assert (uniform_sources(50, 10, 0.2, random, (0, 7)).kept == torch.tensor([0, 7])).all()
 
 
 def test_near_sources_are_drawn_more_often_and_much_noise_is_flat() -> None:
     def share(sigma: float) -> torch.Tensor:
         found = local_sources(2000, 32, 8, sigma, torch.Generator().manual_seed(0), causal=False)
-        assert found.index.shape[-1] == 8
-        mine = found.index[:, 16][found.there[:, 16]]
+        assert found.kept.shape[-1] == 8
+        mine = found.kept[:, 16][found.there[:, 16]]
         return torch.bincount(mine, minlength=32) / 2000
 
     near = share(4.0)
@@ -136,10 +136,10 @@ def test_draws_repeat_by_seed_and_differ_between_layers_and_samples() -> None:
         return [one.draw(2, 40, 40) for one in layers]
 
     first, again = draws(3), draws(3)
-    assert all(torch.equal(a.index, b.index) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].index, first[1].index)
-    assert not torch.equal(first[0].index[0], first[0].index[1])
-    assert layer(per_sample=False).draw(5, 40, 40).index.shape == (1, 10)
+    assert all(torch.equal(a.kept, b.kept) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].kept, first[1].kept)
+    assert not torch.equal(first[0].kept[0], first[0].kept[1])
+    assert layer(per_sample=False).draw(5, 40, 40).kept.shape == (1, 10)
 
 
 def test_an_ensemble_averages_probabilities() -> None:

@@ -23,7 +23,7 @@ def best_members(scores: Tensor, window: int) -> Tensor:
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather tokens `(batch, heads, tokens, d)` by `(batch, heads, ...)` to `(batch, heads, ..., d)`."""
     flat = index.flatten(2)[..., None].expand(-1, -1, -1, x.shape[-1])
-    return x.gather(2, flat).unflatten(2, index.shape[2:])
+    return x.gather(2, flat).reshape(*x.shape[:2], *index.shape[2:], x.shape[-1])
 
 
 def scatter_mean(parts: Tensor, index: Tensor, present: Tensor, tokens: int, epsilon: float) -> Tensor:

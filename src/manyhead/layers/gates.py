@@ -144,7 +144,7 @@ class Dispatch:
             bias: (experts, out).
         """
         parts = []
-        for expert, part in enumerate(rows.split(self.counts)):  # type: ignore[no-untyped-call]
+        for expert, part in enumerate(rows.split(self.counts)):
             if len(part):
                 parts.append(part @ weight[expert] + (0 if bias is None else bias[expert]))
         return torch.cat(parts) if parts else rows.new_zeros(0, weight.shape[-1])

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.errors import InputError
 from manyhead.layers.key_value_cache import KeyValueCache
-from manyhead.layers.rotary import rotate
+from manyhead.layers.partial_rotary import rotate
 from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_CROSS, NONCAUSAL_SELF, Mixer, Traits
 
 

@@ -88,7 +88,8 @@ class MultivariateParallelAttention(Mixer):
 
     def _heads(self, x: Tensor) -> Tensor:
         """`(..., kv_heads * head_dim)` to `(..., heads, head_dim)`, each kv head for its group."""
-        return x.unflatten(-1, (self.kv_heads, -1)).repeat_interleave(self.heads // self.kv_heads, -2)
+        grouped = x.reshape(*x.shape[:-1], self.kv_heads, -1)
+        return grouped.repeat_interleave(self.heads // self.kv_heads, -2)
 
     def _rows(self, table: Tensor, projection: nn.Linear, size: int, name: str) -> Tensor:
         """Projected row for each distance 0..size-1, `(size, heads, head_dim)`."""
@@ -141,7 +142,8 @@ class MultivariateParallelAttention(Mixer):
                 content = ((q + u).flatten(2, 3) @ k.flatten(2, 3).mT).unflatten(-1, (segments, channels))
                 a = a + content.unflatten(2, (segments, channels)) * near[:, None, :, None]
         later = (behind < 0)[:, None, :, None]
-        return (a * self.scale).masked_fill(later, torch.finfo(x.dtype).min)
+        masked: Tensor = (a * self.scale).masked_fill(later, torch.finfo(x.dtype).min)
+        return masked
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.require_self_mixing(context)

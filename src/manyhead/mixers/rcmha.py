@@ -66,7 +66,7 @@ def align(by_distance: Tensor, keys: int) -> Tensor:
     queries, width = by_distance.shape[-2:]
     # one column less a row moves every row one further than the one before
     flat = by_distance.flatten(-2)[..., queries:]
-    return flat.unflatten(-1, (queries, width - 1))[..., :keys]
+    return flat.reshape(*flat.shape[:-1], queries, width - 1)[..., :keys]
 
 
 class RelativeConvolutionalAttention(Mixer):
@@ -139,14 +139,16 @@ class RelativeConvolutionalAttention(Mixer):
         """
         queries, keys = q.shape[2], k.shape[2]
         if not self.relative:
-            return q @ k.mT * self.head_dim**-0.5
+            plain: Tensor = q @ k.mT * self.head_dim**-0.5
+            return plain
         if keys > self.max_length:
             raise InputError(f"the tables hold distances up to {self.max_length}, got {keys} keys")
         rows = slice(self.max_length - keys, self.max_length + queries)
         content = (q + self.query_bias[:, None]) @ k.mT
         table = self.key_table[rows].permute(1, 2, 0)  # (heads, head_dim, keys + queries)
         by_distance = q @ table + self.bias_table[rows].T[:, None]
-        return (content + align(by_distance, keys)) * self.head_dim**-0.5
+        logits: Tensor = (content + align(by_distance, keys)) * self.head_dim**-0.5
+        return logits
 
     def attend(
         self,

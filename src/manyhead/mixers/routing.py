@@ -138,7 +138,7 @@ class RoutingAttention(Mixer):
         weights = self.qkv.weight.chunk(3)
         sources = (x, x if context is None else context, x if context is None else context)
         q, k, v = (
-            (source @ weight.T).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            (source @ weight.T).reshape(*source.shape[:-1], self.heads, -1).transpose(1, 2)
             for source, weight in zip(sources, weights, strict=True)
         )
         return q * self.head_dim**-0.5, k, v

@@ -144,7 +144,9 @@ class ShiftedGroupAttention(Mixer):
         """Heads with the same groups, `(batch, heads, tokens, head_dim)`."""
         mask, at = self._mask(q.shape[2], shifted)
         flat, back = at.flatten(), at.flatten().argsort()
-        q, k_in, v_in = (part[:, :, flat].unflatten(2, at.shape) for part in (q, k, v))
+        q, k_in, v_in = (
+            part[:, :, flat].reshape(*part.shape[:2], *at.shape, part.shape[-1]) for part in (q, k, v)
+        )
         wide = (-1, -1, len(at), -1, -1)
         keys = torch.cat([k[:, :, None, : self.sinks].expand(wide), k_in], 3)
         values = torch.cat([v[:, :, None, : self.sinks].expand(wide), v_in], 3)

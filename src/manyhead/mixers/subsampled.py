@@ -23,12 +23,12 @@ class Sources(NamedTuple):
     """Which keys queries may see.
 
     Args:
-        index: kept keys in order of time; `(batch or 1, kept)` for all queries, or a list for each,
+        kept: keys in order of time; `(batch or 1, kept)` for all queries, or a list for each,
             `(batch or 1, queries, kept)`.
-        there: False where a list is shorter, of the shape of `index`.
+        there: False where a list is shorter, of the shape of `kept`.
     """
 
-    index: Tensor
+    kept: Tensor
     there: Tensor
 
 
@@ -217,13 +217,16 @@ class SubsampledAttention(Mixer):
             there = torch.cat([there, lacking], -1)
         flat = index.expand(len(q), -1, -1).flatten(1)[:, None, :, None]
         keys, values = (
-            part.gather(2, flat.expand(-1, part.shape[1], -1, part.shape[-1])).unflatten(2, index.shape[1:])
+            part.gather(2, flat.expand(-1, part.shape[1], -1, part.shape[-1])).reshape(
+                *part.shape[:2], *index.shape[1:], part.shape[-1]
+            )
             for part in (k, v)
         )
         logits = (q[..., None, :] @ keys.mT)[..., 0, :] * q.shape[-1] ** -0.5
         hidden = ~there[:, None]
         weights = logits.masked_fill(hidden, -1e9).softmax(-1).masked_fill(hidden, 0.0)
-        return (weights[..., None, :] @ values)[..., 0, :]
+        mixed: Tensor = (weights[..., None, :] @ values)[..., 0, :]
+        return mixed
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Weights of the dense form."""

@@ -110,6 +110,7 @@ class SegmentRecurrentLM(nn.Module):
         for n, (norm, attention, feed_forward) in enumerate(
             zip(self.norms, self.attentions, self.feed_forwards, strict=True)
         ):
+            assert isinstance(attention, RelativeConvolutionalAttention)
             earlier = memory[n] if memory else None
             kept = x if earlier is None else torch.cat([earlier.inputs, x], 1)
             mixed, queries = attention.segment(

@@ -117,18 +117,19 @@ SYSTEM = System(
     budget=80.0,
     notes="""
 Character models of Python's own source, two layers of width 64, 2,048 characters per step, equal steps at
-every context; held-out characters are the same at every context, so a short context also costs at the beginning
-of its many windows. A convolution of 16 in two layers sees 31 characters: it gains from 32 to 128 only
-by fewer such beginnings.
+every context; held-out characters are the same at every context, so a short context also costs at the
+beginning of its many windows. A convolution of 16 in two layers sees 31 characters: it gains from 32 to 128
+only by fewer such beginnings.
 
-With few steps (a small budget) short contexts win: at equal characters per step their batches hold more, and
-more different, sequences. The committed run is such a short one, so its 'opposite' says that the effect is not
-yet there after this little training, not that longer contexts harm.
+With few steps (a small budget) short contexts win: at equal characters per step their batches hold more,
+and more different, sequences. The committed run is such a short one, so its 'opposite' says that the effect
+is not yet there after this little training, not that longer contexts harm.
 
 There is no official code, and only abstract and nomenclature of the paper were at hand. 'Almost 40x' in the
-abstract compares with one device that stores all weights; with four devices at most a factor of four can come
-from distribution, the rest is from not storing them. Both baselines are given by `manyhead bench attention`:
-materialised (`reference`) and blockwise on one device (`sdpa`, `windows`). Every mixer prints its row of the
-unified table with `describe()`, and `manyhead.insight.mixing.mixing_report` measures its token matrix.
+abstract compares with one device that stores all weights; with four devices at most a factor of four can
+come from distribution, the rest is from not storing them. Both baselines are given by `manyhead bench
+attention`: materialised (`reference`) and blockwise on one device (`sdpa`, `windows`). Every mixer prints
+its row of the unified table with `describe()`, and `manyhead.insight.mixing.mixing_report` measures its
+token matrix.
 """,
 )

@@ -175,8 +175,8 @@ def _test_ic(panel: Panel, settings: dict[str, Any], seed: int, epochs: int) -> 
     from manyhead.stocks import learn
     from manyhead.stocks.items import choose
     from manyhead.stocks.metrics import daily_ic
-    from manyhead.stocks.splits import choose_splits
     from manyhead.stocks.prepare import prepare
+    from manyhead.stocks.splits import choose_splits
 
     common: dict[str, Any] = {
         "universe": {"count": "all"},

@@ -131,7 +131,7 @@ class DenseModel(nn.Module):
     def forward(self, image: Tensor) -> tuple[Maps, list[Maps]]:
         """Predictions by task at the images' size, and the gates of the stages."""
         after = list(self.backbone.stream(image))[1:]
-        maps = [x[:, 1:].transpose(1, 2).unflatten(2, (7, 7)) for x in after]  # type: ignore[no-untyped-call]
+        maps = [x[:, 1:].transpose(1, 2).unflatten(2, (7, 7)) for x in after]
         found: tuple[Maps, list[Maps]] = self.decoder(maps, (28, 28))
         return found
 

@@ -100,7 +100,7 @@ def follows_the_sum_where_tasks_agree(bench: Bench) -> None:
     model = bench.model(alike=True)
     agreed = bench.gradients(model=model, batch=bench.batch(alike=True))
     single = bench.model(alike=True)
-    bench.losses(single, bench.batch(alike=True))[bench.names[0]].backward()  # type: ignore[no-untyped-call]
+    bench.losses(single, bench.batch(alike=True))[bench.names[0]].backward()
     reference = {name: parameter.grad for name, parameter in single.named_parameters()}
     parallel(bench.shared(agreed), bench.shared(reference), "tasks with one gradient")
 
@@ -211,7 +211,7 @@ def frees_the_graph(bench: Bench) -> None:
     balancer.backward(losses, recompute=lambda: bench.losses(model, bench.batch()), **known)
     for name, loss in losses.items():
         try:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         except RuntimeError:
             continue
         raise AssertionError(f"the graph of {name!r} is still there after backward()")

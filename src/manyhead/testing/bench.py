@@ -106,7 +106,7 @@ class Bench:
     def of_task(self, name: str) -> Gradients:
         """The ordinary gradient of one task."""
         model = self.model()
-        self.losses(model, self.batch())[name].backward()  # type: ignore[no-untyped-call]
+        self.losses(model, self.batch())[name].backward()
         return {key: parameter.grad for key, parameter in model.named_parameters()}
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 def batches(number: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of shuffled batches, the last one dropped if it is short."""
     order = torch.randperm(number, generator=generator)
-    yield from order[: number // size * size].split(size)  # type: ignore[no-untyped-call]
+    yield from order[: number // size * size].split(size)
 
 
 def fit_classifier(
@@ -41,7 +41,7 @@ def fit_classifier(
         for index in batches(len(images), batch, generator):
             loss = cross_entropy(network(images[index]), labels[index])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
 
 
@@ -49,7 +49,7 @@ def fit_classifier(
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 250) -> float:
     """Share of images classified right, in percent."""
     network.eval()
-    parts = zip(images.split(batch), labels.split(batch), strict=True)  # type: ignore[no-untyped-call]
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
     right = sum(int((network(x).argmax(-1) == y).sum()) for x, y in parts)
     return 100.0 * right / len(images)
 
