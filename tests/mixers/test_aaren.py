@@ -50,8 +50,10 @@ def test_scan_equals_explicit_softmax_in_value_and_gradient(length, block, size,
 def test_float32_is_safe_at_64k_tokens():
     """Rising, falling and huge scores, forward and backward, against float64."""
     n = 65536
-    v = torch.randn(3, n, 1, generator=torch.Generator().manual_seed(0))
-    s = torch.stack([torch.linspace(-400, 400, n), torch.linspace(400, -400, n), torch.randn(n) * 100])
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(3, n, 1, generator=generator)
+    wild = torch.randn(n, generator=generator) * 100
+    s = torch.stack([torch.linspace(-400, 400, n), torch.linspace(400, -400, n), wild])
     found = {}
     for dtype in (torch.float32, torch.float64):
         a, b = (t.to(dtype, copy=True).requires_grad_() for t in (s, v))

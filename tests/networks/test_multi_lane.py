@@ -43,6 +43,7 @@ def test_old_classes_do_not_move_by_one_bit_while_a_later_task_is_trained() -> N
     assert torch.equal(model.selectors[1], model.selectors[0])
     assert torch.equal(model.prompts[1][:, 1], model.prompts[1][:, 0])
     lane = model.selectors[1].clone()
+    two_lanes = model(image, 2)  # bits are compared between products of the same shape
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
     target = torch.randint(0, 2, (5, 5)).float()
     losses = []
@@ -55,7 +56,8 @@ def test_old_classes_do_not_move_by_one_bit_while_a_later_task_is_trained() -> N
     assert losses[-1] < losses[0]
     assert not torch.equal(model.selectors[1], lane)
     assert torch.equal(model(image, 1), before)
-    assert torch.equal(model(image, 2)[:, CLASSES[0]], before[:, CLASSES[0]])
+    assert torch.equal(model(image, 2)[:, CLASSES[0]], two_lanes[:, CLASSES[0]])
+    torch.testing.assert_close(model(image, 2)[:, CLASSES[0]], before[:, CLASSES[0]])
     assert not model(image, 2)[:, CLASSES[2]].any()
 
 
