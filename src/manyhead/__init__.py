@@ -14,6 +14,11 @@ _HOMES: dict[str, str] = {
     "InputError": "manyhead.errors",
     "System": "manyhead.system",
     "Measurement": "manyhead.system",
+    "Task": "manyhead.tasks",
+    "MultiTask": "manyhead.tasks",
+    "fit": "manyhead.training",
+    "attend": "manyhead.attention",
+    "plan": "manyhead.attention",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -175,8 +175,8 @@ and multiplies by zero; `sparse=True` computes the selected pairs, `benchmarks/m
 head, or none, works (the DiT class crashes). Of the LLaMA form, the number of shared heads is free (the
 released file's mask is right for half of them only).
 
-Sparse execution loops over the routed heads of each sample, which suits CPUs; it leaves out scores and
-averages, not the projections, so that its gain grows with the number of tokens.
+Sparse execution loops over the routed heads of each sample; it leaves out scores and averages, not the
+projections. Whether that saves time is not yet shown: `benchmarks/moh.py` measures it.
 """
 
 SYSTEM = System(
