@@ -142,10 +142,7 @@ def main() -> None:
     sys.path.insert(0, "")  # a user's own module:function is looked up where the command is typed
     try:
         app()
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder without permission or in use by another run
+    except (InputError, OSError) as error:  # OSError: a full disk, a folder in use by another run
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 
