@@ -111,7 +111,8 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     result = {
-        "command": f"python benchmarks/merge.py --weights {wanted.weights} --models {wanted.models}",
+        "command": f"python benchmarks/merge.py --weights {wanted.weights} --models {wanted.models} "
+        f"--methods {' '.join(wanted.methods)}",
         "machine": f"{os.cpu_count()} cores {platform.machine()}, {torch.get_num_threads()} threads",
         "max_memory": wanted.max_memory,
         "within_max_memory": all(
