@@ -1,5 +1,6 @@
 """A window holds exactly the rows that its decision day may see, in both alignments."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,19 @@ def test_within_a_span_of_81_rows_the_released_code_has_60_predictions() -> None
         next_return(CLOSE), windows("official").factors, np.zeros((99, 2), int), Alignment("official")
     )
     assert len(cut.decision_rows(range(100, 181), within=True)) == 60
+
+
+@pytest.mark.parametrize("kind", ["information", "official"])
+def test_days_after_the_decision_are_those_expected_on_it(kind: Literal["information", "official"]) -> None:
+    cut = windows(kind, 3)
+    # expected days are told apart by their sign: -(1000 * row + days ahead)
+    ahead = -(1000 * np.arange(DAYS)[:, None] + np.arange(1, 4))
+    expecting = replace(cut, ahead=np.repeat(ahead[..., None], 2, axis=2)).batch([20, 31]).time[..., 0]
+    plain = cut.batch([20, 31]).time[..., 0]
+    decided = torch.tensor([[20], [31]])
+    assert torch.equal(expecting[plain <= decided], plain[plain <= decided])
+    later = torch.where(plain > decided, -(1000 * decided + plain - decided), plain)
+    assert torch.equal(expecting, later)
 
 
 @given(

@@ -44,6 +44,9 @@ class Windows:
         time: (days + T2, 2) integer temporal index.
         alignment: which rows belong to a decision.
         labels: (days, N) targets in place of `flow`, such as a placebo's; the return inputs stay true.
+        ahead: (days, T2, 2) temporal index of the days after each row as it is expected on that row; what
+            `time` says of them if left out. Which days will be sessions is not known beforehand, and a
+            score must not change when it becomes known.
     """
 
     flow: NDArray[np.float32]
@@ -51,6 +54,7 @@ class Windows:
     time: NDArray[np.int64]
     alignment: Alignment
     labels: NDArray[np.float32] | None = None
+    ahead: NDArray[np.int64] | None = None
 
     @property
     def targets(self) -> NDArray[np.float32]:
@@ -92,18 +96,26 @@ class Windows:
         inputs = around(sample.factors)  # (B, T1)
         target = _rows(self.targets, around(sample.targets))
         returns = torch.nan_to_num(_rows(self.flow, around(sample.series)), nan=0.0)
-        output_days = self.alignment.output_days
         return Batch(
             rows=decided,
             returns=returns,
             trend=(returns > 0).to(returns.dtype),
             factors=self._factors(inputs),
-            time=torch.from_numpy(self.time)[
-                around(range(sample.factors.start, sample.factors.stop + output_days))
-            ],
+            time=self._time(decided),
             flow=torch.nan_to_num(target, nan=0.0),
             known=torch.isfinite(target),
         )
+
+    def _time(self, decided: Tensor) -> Tensor:
+        """Temporal index of each window's input and output days, (B, T1 + T2, 2)."""
+        sample = self.alignment.window(0)
+        start, stop = sample.factors.start, sample.factors.stop + self.alignment.output_days
+        offsets = torch.arange(start, stop) - sample.decision
+        if self.ahead is None:
+            return torch.from_numpy(self.time)[decided[:, None] + offsets]
+        past, later = offsets[offsets <= 0], offsets[offsets > 0]
+        seen = torch.from_numpy(self.time)[decided[:, None] + past]
+        return torch.cat([seen, torch.from_numpy(self.ahead)[decided[:, None], later - 1]], dim=1)
 
     def _factors(self, inputs: Tensor) -> Tensor:
         """Factor rows of each window; neighbouring windows share one reading of their stretch."""

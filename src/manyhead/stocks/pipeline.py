@@ -126,7 +126,9 @@ def _work(folder: str, item: Item) -> str:
         learn.save(selector, prepared, place)
         learn.save_attention(selector, prepared, test_rows, place)
     else:
-        validation, test, facts["tuned"] = _baseline(item, prepared, config, validation_rows, test_rows)
+        validation, test, facts["tuned"] = _baseline(
+            item, prepared, config, validation_rows, test_rows, place
+        )
     choice, skill = choose(validation, windows.targets, config.portfolio.score)
     facts |= {"choice": choice, "validation_ic": skill}
     scores = pl.concat(
@@ -141,18 +143,21 @@ def _work(folder: str, item: Item) -> str:
 
 
 def _baseline(
-    item: Item, prepared: Prepared, config: Config, validation: Rows, test: Rows
+    item: Item, prepared: Prepared, config: Config, validation: Rows, test: Rows, folder: Path
 ) -> tuple[Scored, Scored, dict[str, Any]]:
-    """Tune a baseline on validation rows and score both spans with the best trial."""
+    """Tune a baseline on validation rows, score both spans with the best trial, and keep it."""
     from manyhead.stocks.baselines import Inputs, tune
+    from manyhead.stocks.trained import by_day, save_baseline
 
     windows, within = prepared.windows, config.splits.within
     inputs = Inputs(windows, prepared.panel["close"])
     training = windows.decision_rows(prepared.split.train, within=within, labelled=True)
     tuned = tune(item.model, inputs, training, validation, trials=config.baselines.trials, seed=item.seed)
 
+    save_baseline(tuned.model, inputs, prepared.panel.symbols, folder)
+
     def scored(rows: Rows) -> Scored:
-        return learn.masked(tuned.model.predict(inputs, rows), None, prepared, rows)
+        return learn.masked(by_day(tuned.model, inputs, rows), None, prepared, rows)
 
     return scored(validation), scored(test), {"choice": tuned.choice, "trials": tuned.ledger}
 

@@ -115,14 +115,14 @@ def prepare(
     if nodes is None:
         nodes = relate(shown, flow, moved, config, seed)
     model = config.model
-    time = _time_index(shown, model.output_days, config)
+    time, ahead = _time_index(shown, model.output_days, config)
     placebo = config.training.placebo
     labels = None if placebo is None else permuted(flow, placebo)
     alignment = Alignment(model.alignment, model.input_days, model.output_days)
     return Prepared(
         shown,
         moved,
-        Windows(flow, factors, time, alignment, labels),
+        Windows(flow, factors, time, alignment, labels, ahead),
         nodes,
         raw,
         (*shown.warnings, *warnings),
@@ -205,10 +205,15 @@ def permuted(flow: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     return dealt
 
 
-def _time_index(panel: Panel, output_days: int, config: Config) -> NDArray[np.int64]:
-    """Temporal index of every row and of the output days beyond the last one."""
+def _time_index(
+    panel: Panel, output_days: int, config: Config
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Temporal index of every row and of T2 days beyond the last, (days + T2, 2), and that of the days
+    expected after each row, (days, T2, 2): weekdays, since holidays show only in later prices."""
+    after = np.arange(1, output_days + 1)
     if config.model.calendar == "counter":
-        return running_index(panel.days + output_days)
-    last = panel.dates[-1]
-    beyond = np.busday_offset(last, np.arange(1, output_days + 1), roll="backward")
-    return calendar_index(np.concatenate([panel.dates, beyond]))
+        time = running_index(panel.days + output_days)
+        return time, time[np.arange(panel.days)[:, None] + after]
+    expected = np.busday_offset(panel.dates[:, None], after, roll="backward")
+    time = calendar_index(np.concatenate([panel.dates, expected[-1]]))
+    return time, calendar_index(expected.reshape(-1)).reshape(panel.days, output_days, 2)
