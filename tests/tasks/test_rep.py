@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from manyhead.errors import InputError
 from manyhead.tasks import LogSum, Losses, RepMTL, balancer_by_name
-from manyhead.tasks.balancers.rep import alignment, regulation, similarities
+from manyhead.tasks.balancers import affinities
+from manyhead.tasks.balancers.affinities import anchor_products, similarities
+from manyhead.tasks.balancers.rep import alignment, regulation
 from manyhead.testing import check_balancer
 
 COUPLED = {
@@ -78,6 +80,41 @@ def test_the_gradient_of_the_gram_form_is_that_of_the_explicit_form() -> None:
         alignment(ours, 0.5).backward()
         explicit(theirs, 0.5, "mean", False).backward()
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "tasks"), [(7, 1), (5, 4), (40, 2), (9, 3)])
+@pytest.mark.parametrize("piece", [1, 50, 1 << 20])
+def test_anchors_are_compared_alike_by_column_by_affinity_and_in_pieces(
+    channels, tasks, piece, monkeypatch
+) -> None:
+    # explicit affinities and autograd are the reference; a piece of 1 takes one row at a time
+    monkeypatch.setattr(affinities, "PIECE", piece)
+    anchor = random(1, 6, channels, tasks)[0].requires_grad_()
+    whole = (anchor @ anchor.mT).flatten(1)
+    weight = random(1, 1, 6, 6, seed=1)[0, 0]  # not symmetric
+    (expected,) = torch.autograd.grad((whole @ whole.T * weight).sum(), anchor)
+    for route in (anchor_products, affinities._ByColumn.apply, affinities._ByAffinity.apply):
+        found = route(anchor)
+        torch.testing.assert_close(found, whole @ whole.T)
+        torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), anchor)[0], expected)
+
+
+def test_comparing_anchors_holds_less_than_all_pairs_of_columns() -> None:
+    # 64 samples x 16 tasks: the products of all pairs of columns would be a million numbers
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    anchor = torch.randn(64, 8, 16).requires_grad_()
+    with Watch():
+        anchor_products(anchor).sum().backward()
+    assert largest <= 64 * 16 * 8 * 8  # batch tasks min(channels, positions)^2, with positions above 8
 
 
 def test_entropy_stays_between_zero_and_the_logarithm_of_the_tasks() -> None:

@@ -17,7 +17,17 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from manyhead.errors import InputError
-from manyhead.tasks import HomoscedasticUncertainty, LinearHead, Losses, MultiTask, Sum, Task, TorchJD
+from manyhead.tasks import (
+    HomoscedasticUncertainty,
+    LinearHead,
+    LogSum,
+    Losses,
+    MultiTask,
+    RepMTL,
+    Sum,
+    Task,
+    TorchJD,
+)
 from manyhead.training import (
     CheckpointError,
     NonFiniteLoss,
@@ -162,6 +172,49 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
     assert one.steps == many.steps == 8
     torch.testing.assert_close(small.weight, large.weight, rtol=1e-10, atol=1e-12)
     assert one.history[-1]["train/number"] == pytest.approx(many.history[-1]["train/number"], rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "build", [Sum, LogSum, partial(RepMTL, tau=1.0), partial(HomoscedasticUncertainty, ["number", "kind"])]
+)
+def test_accumulated_batches_are_averaged_whatever_the_balancer_makes_of_losses(build) -> None:
+    # the gradient of a logarithm does not shrink with the loss, nor does that of a log-variance
+    def gradient(batches: list[range], model: MultiTask, balancer) -> dict[str, torch.Tensor]:
+        for rows in batches:
+            losses = model.losses(Points().batch(torch.tensor(rows)))
+            balancer.backward(losses, representation=losses.representation)
+        found = {**dict(model.named_parameters()), **dict(balancer.named_parameters())}
+        return {name: parameter.grad / len(batches) for name, parameter in found.items()}
+
+    before, balancer = network(dropout=0.0).eval(), build()
+    expected = gradient([range(4), range(4, 8)], before, balancer)
+    start = {name: value.clone() for name, value in before.named_parameters()} | {
+        name: value.detach().clone() for name, value in balancer.named_parameters()
+    }
+
+    class Still(nn.Module):  # normalisation keeps its statistics, as above
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network(dropout=0.0)
+
+        def train(self, mode: bool = True):
+            return super().train(False)
+
+    after, trained = Still(), build()
+    fit(
+        after,
+        Points(8),
+        losses=lambda model, batch: model.inner.losses(batch),
+        batch_size=4,
+        accumulate=2,
+        epochs=1,
+        order=sequential,
+        balancer=trained,
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+    )
+    ends = dict(after.inner.named_parameters()) | dict(trained.named_parameters())
+    for name, gradient_ in expected.items():
+        torch.testing.assert_close(start[name] - ends[name], gradient_, rtol=1e-4, atol=1e-6)
 
 
 def test_training_losses_are_means_over_samples() -> None:

@@ -165,7 +165,13 @@ class Run:
         batch = self.batch = fabric.to_device(take(self.train, indices))
 
         def scaled(losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            return losses if share == 1 else {name: loss * share for name, loss in losses.items()}
+            # what a scalarisation makes of the losses need not scale with them: its scalar is scaled instead
+            if share == 1 or self.balancer.scalarises:
+                return losses
+            return {name: loss * share for name, loss in losses.items()}
+
+        def backward(total: Tensor) -> None:
+            fabric.backward(total if share == 1 or not self.balancer.scalarises else total * share)
 
         losses = self._losses(batch)
         if not losses:
@@ -176,7 +182,7 @@ class Run:
             shared=getattr(losses, "shared", None),
             representation=getattr(losses, "representation", None),
             recompute=lambda: scaled(self._again(batch)),
-            backward=fabric.backward,
+            backward=backward,
         )
         return True
 

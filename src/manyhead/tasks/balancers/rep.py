@@ -8,9 +8,9 @@ graph, so that the two terms are differentiated through it (second order) into e
 - cross-task alignment (CSA), a contrast between the channel affinities of one sample's tasks and those of
   other samples.
 
-No affinity of channels with channels is built where positions are fewer: `<A A', S S'> = |A' S|^2` and
-`|S S'| = |S' S|` in Frobenius norms. The contrast of anchors still takes `(batch tasks)^2` numbers and
-`channels` times that in work, which outweighs a small encoder when tasks are many.
+How affinities of channels are compared without being built is in `affinities`. The contrast of all pairs of
+anchors takes `min(tasks^2 channels, channels^2 / 2)` products a pair, which shows beside a small encoder when
+batches are large.
 
 The losses are log-transformed, as in the paper's recipe (its appendix); `LogSum` is that part alone, the
 baseline that tells what the two terms add.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhead.errors import InputError
+from manyhead.tasks.balancers.affinities import similarities
 from manyhead.tasks.balancers.base import Scalarisation, check_losses
 
 SHIFT = 1e-8  # inside the logarithm of a loss, which may be zero
@@ -44,7 +45,6 @@ class RepMTL(Scalarisation):
     loss is piecewise linear in the representation (L1 on a linear head) sends the encoder nothing through
     the regularisers if `saliency_of` is 'raw'. A sample without a label for a task has no saliency for it
     and is left out there. With several representations the terms are averaged over them.
-    Gradients of logarithms do not shrink with the loss, so with `accumulate` in `fit` they add up.
 
     Args:
         lambda_tsr: weight of the entropy; 0 leaves it out.
@@ -261,37 +261,3 @@ def alignment(
     if include_positive:
         below = torch.logaddexp(below, near)
     return (((below - near) * pairs).sum(1) / pairs.sum(1)).mean()
-
-
-def similarities(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines between channel affinities, from Gram matrices of the shorter side.
-
-    Args:
-        saliency: `(tasks, batch, channels, positions)`.
-
-    Returns:
-        of each sample's anchor with its tasks, `(tasks, batch)`, and of anchors with each other,
-        `(batch, batch)`.
-    """
-    tasks, batch, channels, positions = saliency.shape
-    # cosines do not see these scales; without them fourth powers of small numbers would vanish
-    means = saliency.mean(3).permute(1, 2, 0)  # A_b: (batch, channels, tasks)
-    anchor = means / largest(means, (1, 2))
-    scaled = saliency / largest(saliency, (2, 3))
-    own = norm(anchor.mT @ anchor)  # |A A'| for each sample
-    of_task = norm(scaled.mT @ scaled if positions <= channels else scaled @ scaled.mT)
-    near = (anchor.mT @ scaled).square().sum((2, 3)) / (own * of_task)
-    columns = anchor.permute(0, 2, 1).reshape(batch * tasks, channels)
-    cross = (columns @ columns.T).square().reshape(batch, tasks, batch, tasks).sum((1, 3))
-    return near, cross / (own[:, None] * own)
-
-
-def largest(tensor: Tensor, axes: tuple[int, int]) -> Tensor:
-    """The largest absolute value over two axes, kept and without a graph; 1 where all are zero."""
-    found = tensor.detach().abs().amax(axes, keepdim=True)
-    return torch.where(found > 0, found, 1.0)
-
-
-def norm(matrix: Tensor) -> Tensor:
-    """Frobenius norm of the last two axes, with a gradient of zero at zero."""
-    return matrix.square().sum((-2, -1)).clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
