@@ -19,6 +19,7 @@ SLUGS: tuple[str, ...] = (
     "sequence_parallelism",
     "moh",
     "multi_lane",
+    "flat_mtl",
     "long_sequence_unified",
     "lama",
     "modular_vision",

@@ -16,7 +16,7 @@ from manyhead.system import Measurement, System
 from manyhead.tasks import Balancer, FlatRegions, LinearHead, MultiTask, Task, TorchJD
 
 TRAIN, VALIDATION, TEST = 1500, 1000, 2000
-EPOCHS, BATCH = 12, 64
+EPOCHS, BATCH = 10, 64
 PUSH = 0.5  # length of the step uphill that tells how sharp a minimum is
 RADII = ((True, 0.5), (True, 2.0), (False, 0.05))  # (adaptive, rho), chosen on validation
 

@@ -339,6 +339,6 @@ SYSTEM = System(
     claim="Lanes of selectors and prompts that run in parallel learn new classes without forgetting and "
     "without selecting prompts.",
     demo=demo,
-    budget=90.0,
+    budget=60.0,
     notes=NOTES,
 )
