@@ -1,4 +1,4 @@
-"""Fitted baselines come back from their file as they were; a day's score does not depend on its neighbours."""
+"""Fitted baselines are read back as they were; a day's score does not depend on its neighbours."""
 
 from pathlib import Path
 

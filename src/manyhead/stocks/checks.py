@@ -45,6 +45,8 @@ CODES: dict[str, str] = {
     "survivorship": "the list of symbols is of survivors",
     "event-outside": "a split or dividend falls on no day of the prices: it is left out",
     "split-unseen": "the raw close does not move as the split says: it is applied all the same",
+    "renamed": "a company's symbol became another: its earlier prices take the new one",
+    "rename-unseen": "a change of symbol has no price before its day: nothing is renamed",
     "missing-session": "the exchange was open, the prices have no such day: nothing is filled",
     "no-session": "the exchange was closed, the prices have the day: it is kept",
     "half-day": "the exchange closed early: the day counts like others",

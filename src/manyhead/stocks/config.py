@@ -36,6 +36,7 @@ class Data(Section):
     membership: str | None = None
     splits: str | None = Field(None, description="file of stock splits, where prices are raw")
     dividends: str | None = Field(None, description="file of dividends, where prices are raw")
+    renames: str | None = Field(None, description="file of ticker changes: old, new, date")
     exchange: str | None = Field(None, description="calendar to check for missing sessions, such as XNYS")
     jumps: Literal["suspend", "keep", "refuse"] = "suspend"
     columns: dict[str, str] = Field({}, description="names of the price file's columns, by field")

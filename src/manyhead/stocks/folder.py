@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from manyhead.errors import InputError
 from manyhead.files import atomic, write_text
 from manyhead.stocks.config import Config, build, read_toml, write_toml
 from manyhead.stocks.panel import Panel
+from manyhead.stocks.readers.rows import Rows
 
 PACKAGES = (
     "manyhead",
@@ -105,6 +107,22 @@ class RunFolder:
                 "sectors": dict(sectors) if sectors else None,
             },
         )
+
+    def keep_rows(self, rows: Rows) -> None:
+        """Keep the prices as their source gave them: later days are checked together with these."""
+        with atomic(self.path / "prices.parquet") as stream:
+            rows.frame.sort("date", "symbol").write_parquet(stream, compression="zstd")
+
+    def rows(self) -> Rows:
+        """Read the prices as their source gave them.
+
+        Raises:
+            InputError: if the run has none.
+        """
+        file = self.path / "prices.parquet"
+        if not file.exists():
+            raise InputError(f"{self.path} keeps no {file.name}: the run is older than updates; run it again")
+        return Rows(pl.read_parquet(file))
 
     @property
     def has_panel(self) -> bool:

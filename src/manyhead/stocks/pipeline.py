@@ -1,7 +1,7 @@
 """A whole stock run: prices, splits, models, scores, portfolios, report; resumable piece by piece."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, 
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.prepare import Prepared, prepare
-from manyhead.stocks.prices import read_prices
+from manyhead.stocks.prices import panel_of, read_rows
+from manyhead.stocks.readers.rows import Rows as PriceRows
+from manyhead.stocks.renames import Rename, apply_renames, read_renames
 from manyhead.stocks.report import write_report
 from manyhead.stocks.result import LEDGER, Result, collect, metrics
 from manyhead.stocks.sectors import read_sectors
@@ -58,9 +60,11 @@ def run(
         place.open(config, resume)
         pieces = pieces_of(config, place.panel()[0])
     else:
-        panel, sectors = load_panel(config)
+        rows = load_rows(config)
+        panel, sectors = panel_from(rows, config), load_sectors(config)
         pieces = pieces_of(config, panel)  # what cannot be run is refused before anything is written
         place.open(config, resume)
+        place.keep_rows(rows)
         place.keep_panel(panel, sectors, config.data.prices)
     left = [item for item in pieces if not item.done(place.path)]
     # a piece that reports an error stops the run; those that are done stay done
@@ -75,21 +79,40 @@ def run(
 
 def load_panel(config: Config) -> tuple[Panel, Mapping[str, str] | None]:
     """Read the prices and sectors that a configuration names."""
+    return panel_from(load_rows(config), config), load_sectors(config)
+
+
+def load_rows(config: Config, prices: Any = None) -> PriceRows:
+    """Read prices as their source gives them: a configuration's own, or others of the same form."""
     data = config.data
-    panel = read_prices(
-        data.prices,
-        start=data.start,
-        end=data.end,
-        columns=data.columns or None,
-        splits=data.splits,
-        dividends=data.dividends,
-        exchange=data.exchange,
-        jumps=data.jumps,
+    source = data.prices if prices is None else prices
+    return read_rows(source, start=data.start, end=data.end, columns=data.columns or None)
+
+
+def panel_from(rows: PriceRows, config: Config, renames: Sequence[Rename] = ()) -> Panel:
+    """Rename, adjust and check prices as a configuration says.
+
+    Args:
+        rows: prices as their source gives them.
+        config: settings of the run.
+        renames: changes of symbols beside those of the configuration.
+    """
+    data = config.data
+    listed = read_renames(data.renames) if data.renames else []
+    if listed or renames:
+        rows = apply_renames(rows, sorted({*listed, *renames}))
+    panel = panel_of(
+        rows, splits=data.splits, dividends=data.dividends, exchange=data.exchange, jumps=data.jumps
     )
     if len(panel.symbols) < 2:
         raise InputError(f"selecting stocks needs at least 2 symbols, {data.prices} has {len(panel.symbols)}")
-    sectors = read_sectors(data.sectors, column=data.sector_column) if data.sectors else None
-    return panel, sectors
+    return panel
+
+
+def load_sectors(config: Config) -> Mapping[str, str] | None:
+    """Read the sectors that a configuration names, if it does."""
+    data = config.data
+    return read_sectors(data.sectors, column=data.sector_column) if data.sectors else None
 
 
 @lru_cache(maxsize=1)

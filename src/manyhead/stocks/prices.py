@@ -20,6 +20,7 @@ from manyhead.stocks.readers.frames import closing_prices, is_frame, read_frame
 from manyhead.stocks.readers.rows import Rows, interpret, to_panel
 from manyhead.stocks.readers.tables import read_table
 from manyhead.stocks.readers.yahoo import fetch
+from manyhead.stocks.renames import apply_renames, read_renames
 from manyhead.stocks.sessions import session_warnings
 
 
@@ -33,6 +34,7 @@ def read_prices(
     date_format: str | None = None,
     splits: str | Path | None = None,
     dividends: str | Path | None = None,
+    renames: str | Path | None = None,
     exchange: str | None = None,
     jumps: Jumps = "suspend",
     minimum_days: int = 2,
@@ -60,6 +62,7 @@ def read_prices(
         date_format: strptime format of dates, where the cells do not tell (01/02/2020).
         splits: a file of symbol, date, ratio, where the prices are raw; see `manyhead.stocks.actions`.
         dividends: a file of symbol, date, amount, likewise.
+        renames: a file of old, new, date: changes of symbols, see `manyhead.stocks.renames`.
         exchange: 'XNYS' for example: report sessions that the prices lack and days that were none.
         jumps: what to do with a close 50 times the last one, see `manyhead.stocks.checks.clean`.
         minimum_days: fewer days are an error.
@@ -72,13 +75,73 @@ def read_prices(
     Raises:
         InputError: if the source cannot be read, with file, row and column; or no day is left.
     """
+    rows = read_rows(
+        source,
+        start=start,
+        end=end,
+        symbols=symbols,
+        columns=columns,
+        date_format=date_format,
+        renames=renames,
+        client=client,
+    )
+    panel = panel_of(
+        rows,
+        splits=splits,
+        dividends=dividends,
+        exchange=exchange,
+        jumps=jumps,
+        minimum_days=minimum_days,
+        today=today,
+    )
+    if symbols is None:
+        return panel
+    return panel.select([symbol for symbol in dict.fromkeys(symbols) if symbol in set(panel.symbols)])
+
+
+def read_rows(
+    source: Any,
+    *,
+    start: date | str | None = None,
+    end: date | str | None = None,
+    symbols: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    date_format: str | None = None,
+    renames: str | Path | None = None,
+    client: Any = None,
+) -> Rows:
+    """Read daily prices as their source gives them: no cell is judged yet; arguments as in `read_prices`.
+
+    Raises:
+        InputError: if the source cannot be read, with file, row and column; or no day is left.
+    """
     first, last = _day(start, "start"), _day(end, "end")
     if first is not None and last is not None and first > last:
         raise InputError(f"start {first} lies after end {last}")
     rows = _read(source, columns, date_format, first, last, client)
+    if renames is not None:
+        rows = apply_renames(rows, read_renames(renames))
     if symbols is not None:
         rows = _only(rows, symbols)
-    raw = to_panel(Rows(_between(rows.frame, first, last), rows.warnings))
+    return Rows(_between(rows.frame, first, last), rows.warnings)
+
+
+def panel_of(
+    rows: Rows,
+    *,
+    splits: str | Path | None = None,
+    dividends: str | Path | None = None,
+    exchange: str | None = None,
+    jumps: Jumps = "suspend",
+    minimum_days: int = 2,
+    today: date | None = None,
+) -> Panel:
+    """Adjust and check rows, and lay them out as a panel; arguments as in `read_prices`.
+
+    Raises:
+        InputError: if an event cannot be applied, or no price is left.
+    """
+    raw = to_panel(rows)
     if splits is not None or dividends is not None:
         raw = adjust(
             raw,
@@ -88,9 +151,7 @@ def read_prices(
     panel = checks.clean(raw, jumps=jumps, today=today, minimum_days=minimum_days)
     if exchange is not None:
         panel = replace(panel, warnings=(*panel.warnings, *session_warnings(panel, exchange)))
-    if symbols is None:
-        return panel
-    return panel.select([symbol for symbol in dict.fromkeys(symbols) if symbol in set(panel.symbols)])
+    return panel
 
 
 def _read(
