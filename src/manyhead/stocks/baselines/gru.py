@@ -12,6 +12,7 @@ from manyhead.stocks.baselines.sequence import Sequence
 class GRU(Sequence):
     """A stack of GRU layers."""
 
+    asked = LSTM.asked
     space = LSTM.space
 
     def network(self, width: int, days: int) -> nn.Module:

@@ -12,7 +12,7 @@ from manyhead.stocks.baselines.sequence import Sequence
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer whose last state is read off linearly: (sequences, days, width) to (sequences,)."""
+    """A recurrent layer whose states are read off linearly."""
 
     def __init__(self, layer: nn.LSTM | nn.GRU, dropout: float) -> None:
         super().__init__()
@@ -20,16 +20,17 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(layer.hidden_size, 1)
 
-    def forward(self, days: Tensor) -> Tensor:
-        """Score sequences."""
+    def forward(self, days: Tensor, asked: int = 1) -> Tensor:
+        """Score sequences after their last days: (sequences, days, width) to (sequences, asked)."""
         states, _ = self.layer(days)
-        scores: Tensor = self.head(self.dropout(states[:, -1]))
+        scores: Tensor = self.head(self.dropout(states[:, -asked:]))
         return scores.squeeze(-1)
 
 
 class LSTM(Sequence):
     """A stack of LSTM layers."""
 
+    asked = 5
     space: ClassVar[Space] = {
         "hidden": (32, 16, 64),
         "layers": (1, 2),

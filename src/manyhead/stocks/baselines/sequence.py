@@ -1,15 +1,22 @@
-"""What the networks over 20-day windows share: each stock's window is one sequence."""
+"""What the networks over 20-day windows share: each stock's window is one sequence.
+
+A causal network has an answer after every day of a window. It is trained on the answers of the window's last
+`asked` days at once, on windows that lie as many days apart: each decision is still learnt from once an
+epoch, from at most `asked` - 1 days less of history, at 1/`asked` of the cost. Scores always come from whole
+windows.
+"""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from manyhead.stocks.baselines.base import Baseline, Inputs, Rows, Table, mean_ic
-from manyhead.stocks.dataset import Batch, Samples
+from manyhead.stocks.dataset import Batch, Windows
 from manyhead.training import fit
 from manyhead.training.seeds import seeded
 
@@ -30,26 +37,55 @@ class Unit(nn.Module):
         self.scale = scale
         self.step = step
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Score every stock of every window: (batch, stocks)."""
+    def forward(self, batch: Batch, asked: int = 1) -> Tensor:
+        """Score every stock of every window after its last `asked` days: (batch, asked, stocks)."""
         own = torch.stack([batch.returns / self.scale, batch.trend], dim=-1)
         days = torch.cat([batch.factors, own.to(batch.factors.dtype)], dim=-1)  # (batch, days, stocks, width)
         count, stocks = days.shape[0], days.shape[2]
         sequences = days.transpose(1, 2).flatten(0, 1)  # (batch * stocks, days, width)
-        scores: Tensor = self.network(sequences)
-        return scores.view(count, stocks)
+        scores: Tensor = self.network(sequences, asked)
+        return scores.view(count, stocks, asked).transpose(1, 2)
 
 
-def squared_error(model: Unit, batch: Batch) -> dict[str, Tensor]:
+class Question(NamedTuple):
+    """Windows, and the standardised returns of the decisions on their last days, NaN where unknown."""
+
+    batch: Batch
+    targets: Tensor  # (batch, asked, stocks)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A map-style data set over windows, for `fit`.
+
+    Args:
+        windows: the windows of the split.
+        ends: (samples,) decision rows of the windows.
+        targets: (days, stocks) standardised returns of training decisions, NaN elsewhere.
+        asked: how many of a window's last days are asked.
+    """
+
+    windows: Windows
+    ends: Rows
+    targets: Tensor
+    asked: int
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def batch(self, indices: Tensor) -> Question:
+        """Gather samples by their position in `ends`."""
+        rows = self.ends[indices.numpy()]
+        answered = torch.from_numpy(rows)[:, None] + torch.arange(1 - self.asked, 1)
+        return Question(self.windows.batch(rows), self.targets[answered])
+
+
+def squared_error(model: Unit, question: Question) -> dict[str, Tensor]:
     """Return the mean squared error against returns standardised across the stocks of each day."""
-    known = batch.known[:, model.step]
-    flow = torch.where(known, batch.flow[:, model.step], 0.0)
-    count = known.sum(dim=1, keepdim=True).clamp(min=1)
-    apart = torch.where(known, flow - flow.sum(dim=1, keepdim=True) / count, 0.0)
-    spread = (apart.square().sum(dim=1, keepdim=True) / count).sqrt()
-    target = torch.where(spread > 1e-12, apart / spread.clamp(min=1e-12), 0.0)
-    error = torch.where(known, (model(batch) - target).square(), 0.0)
-    return {"return": error.sum() / known.sum().clamp(min=1)}
+    batch, targets = question
+    known = torch.isfinite(targets)
+    error = (model(batch, targets.shape[1]) - torch.where(known, targets, 0.0)).square()
+    return {"return": torch.where(known, error, 0.0).sum() / known.sum().clamp(min=1)}
 
 
 class Sequence(Baseline):
@@ -58,10 +94,11 @@ class Sequence(Baseline):
     random = True
     epochs: ClassVar[int] = 10
     patience: ClassVar[int] = 3
+    asked: ClassVar[int] = 1  # more only where a day does not see later ones
 
     @abstractmethod
     def network(self, width: int, days: int) -> nn.Module:
-        """Build a network that maps (sequences, days, width) to (sequences,)."""
+        """Build a network called with (sequences, days, width) and `asked`; gives (sequences, asked)."""
 
     def learn(self, inputs: Inputs, train: Rows, validation: Rows) -> None:
         """Train on training rows; choose the epoch on validation rows."""
@@ -70,11 +107,14 @@ class Sequence(Baseline):
             network = self.network(inputs.width, alignment.input_days)
         self.model = Unit(network, inputs.scale(train), alignment.step)
         returns = inputs.returns(validation)
+        asked = min(self.asked, alignment.input_days, len(train))
+        targets = torch.full(inputs.windows.flow.shape, torch.nan)
+        targets[torch.from_numpy(train)] = torch.from_numpy(inputs.targets(train))
         fit(
             self.model,
-            Samples(inputs.windows, train),
+            Questions(inputs.windows, train[::-1][::asked][::-1].copy(), targets, asked),
             losses=squared_error,
-            batch_size=batch_days(inputs.stocks),
+            batch_size=max(1, batch_days(inputs.stocks) // asked),
             epochs=self.epochs,
             validate=lambda _: {
                 "ic": float(np.nan_to_num(mean_ic(self.score(inputs, validation), returns), nan=-1))
@@ -95,5 +135,5 @@ class Sequence(Baseline):
         with torch.inference_mode():
             for begin in range(0, len(rows), piece):
                 batch = inputs.windows.batch(rows[begin : begin + piece])
-                result[begin : begin + piece] = self.model(batch).float().numpy()
+                result[begin : begin + piece] = self.model(batch)[:, 0].float().numpy()
         return result

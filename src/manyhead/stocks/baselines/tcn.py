@@ -47,16 +47,17 @@ class Convolutions(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, 1)
 
-    def forward(self, days: Tensor) -> Tensor:
-        """Score sequences: (sequences, days, width) to (sequences,)."""
+    def forward(self, days: Tensor, asked: int = 1) -> Tensor:
+        """Score sequences after their last days: (sequences, days, width) to (sequences, asked)."""
         states = self.blocks(days.transpose(1, 2))
-        scores: Tensor = self.head(states[..., -1])
+        scores: Tensor = self.head(states[..., -asked:].transpose(1, 2))
         return scores.squeeze(-1)
 
 
 class TCN(Sequence):
     """A temporal convolutional network."""
 
+    asked = 5
     space: ClassVar[Space] = {
         "channels": (32, 16, 64),
         "kernel": (3, 2),

@@ -23,10 +23,10 @@ class Encoder(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(dim), enable_nested_tensor=False)
         self.head = nn.Linear(dim, 1)
 
-    def forward(self, days: Tensor) -> Tensor:
-        """Score sequences: (sequences, days, width) to (sequences,)."""
+    def forward(self, days: Tensor, asked: int = 1) -> Tensor:
+        """Score sequences: (sequences, days, width) to (sequences, asked); every day sees the whole window."""
         states = self.encoder(self.project(days) + self.position)
-        scores: Tensor = self.head(states[:, -1])
+        scores: Tensor = self.head(states[:, -asked:])
         return scores.squeeze(-1)
 
 
