@@ -24,7 +24,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(dim, 1)
 
     def forward(self, days: Tensor, asked: int = 1) -> Tensor:
-        """Score sequences: (sequences, days, width) to (sequences, asked); every day sees the whole window."""
+        """Score sequences: (sequences, days, width) to (sequences, asked); a day sees the whole window."""
         states = self.encoder(self.project(days) + self.position)
         scores: Tensor = self.head(states[:, -asked:])
         return scores.squeeze(-1)
