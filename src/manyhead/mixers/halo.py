@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from manyhead.errors import InputError
-from manyhead.grid import from_blocks, pad_to_multiple, to_blocks, to_halos
+from manyhead.grid import from_blocks, gather_halos, pad_to_multiple, to_blocks, to_halos
 from manyhead.mixers.base import NONCAUSAL_SELF, Mixer, Traits
 
 
@@ -85,77 +85,77 @@ class HaloAttention(Mixer):
         self.height_relative = nn.Parameter(torch.randn(2 * window - 1, self.head_dim) * self.head_dim**-0.5)
         self.width_relative = nn.Parameter(torch.randn(2 * window - 1, self.head_dim) * self.head_dim**-0.5)
 
-    def _relative(self, q: Tensor, table: Tensor, axis: int, step: int) -> Tensor:
-        """`q . R[key - query + w - 1]` along one axis, `(..., b, b, w)`; `axis` of q is that of the rows."""
-        queries, window = q.shape[axis], self.block + 2 * self.halo
+    def _relative(self, q: Tensor, table: Tensor, step: int) -> Tensor:
+        """`q . R[key - query + w - 1]` along the first axis, `(N, b, b, w)` of `(N, b, b, head_dim)`."""
+        queries, window = q.shape[1], self.block + 2 * self.halo
         place = torch.arange(queries, device=q.device) * (step if self.stride_relative == "true" else 1)
         index = torch.arange(window, device=q.device) - place[:, None] + window - 1
-        products = q @ table.T  # (..., b, b, 2w - 1)
-        shape = [1] * (products.ndim - 1) + [window]
-        shape[axis] = queries
-        index = index.reshape(shape).expand(*products.shape[:-1], window)
-        return products.gather(-1, index)
+        rows = q.movedim(1, 0).reshape(queries, -1, q.shape[-1])  # queries of one row share its offsets
+        products = torch.bmm(rows, table[index].transpose(1, 2))
+        return products.reshape(queries, q.shape[0], q.shape[2], window).movedim(0, 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.require_self_mixing(context)
         if x.ndim != 4:
             raise InputError(f"x has the shape (batch, height, width, channels), got {tuple(x.shape)}")
         step = 1 if self.average else self.stride
-        weights, v, blocks, grid = self._weights(x, step)
-        out = torch.einsum(
-            "...nqk,...knv->...qnv", weights, v
-        )  # (batch, rows, columns, b * b, heads, value_dim)
-        out = out.reshape(*out.shape[:3], blocks, blocks, -1)
+        weights, v, grid = self._weights(x, step)
+        out = torch.bmm(weights.flatten(0, 3).flatten(1, 2), v)
+        out = out.reshape(*weights.shape[:6], self.value_dim)  # (batch, heads, rows, columns, side, side, .)
+        out = out.movedim(1, -2).flatten(-2)
         out = from_blocks(out, [-(-size // step) for size in grid])
         if self.average and self.stride > 1:
             out = avg_pool2d(out.movedim(-1, 1), self.stride, ceil_mode=True).movedim(1, -1)
         return out
 
-    def _weights(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, int, list[int]]:
-        """Weights `(batch, rows, columns, heads, b * b, w * w)`, values, queries per block side, grid."""
-        grid = list(x.shape[1:3])
-        b, h, sizes = self.block, self.halo, [self.block, self.block]
-        query = to_blocks(self.q(x), sizes)[:, :, :, ::step, ::step]
-        side = query.shape[3]
-        query = query.reshape(*query.shape[:5], self.heads, self.head_dim).movedim(-2, 3)
-        kv = to_halos(pad_to_multiple(self.kv(x), sizes), sizes, [h, h])  # (batch, rows, columns, w, w, kv)
-        kv = kv.reshape(*kv.shape[:3], -1, self.heads, self.head_dim + self.value_dim)
-        k, v = kv[..., : self.head_dim], kv[..., self.head_dim :]
-        scale = self.head_dim**-0.5
-        flat = query.flatten(-3, -2)  # (batch, rows, columns, heads, b * b, head_dim)
-        logits = torch.einsum("...nqd,...knd->...nqk", flat, k) * scale
-        relative = (
-            self._relative(query, self.height_relative, -3, step)[..., :, None]
-            + self._relative(query, self.width_relative, -2, step)[..., None, :]
-        )  # (..., b, b, w, w)
-        relative = relative.reshape(logits.shape)
-        logits = logits + (relative * scale if self.scale_positions else relative)
-        hidden = self._outside(grid, b, h, x.device)
-        if hidden is not None:
-            logits = logits.masked_fill(hidden[:, :, None, None], -torch.inf)
-        return logits.softmax(-1), v, side, grid
+    def _weights(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, list[int]]:
+        """Weights `(batch, heads, rows, columns, side, side, w * w)`, values, grid.
 
-    def _outside(self, grid: list[int], block: int, halo: int, device: torch.device) -> Tensor | None:
-        """Keys that are left out, `(rows, columns, w * w)`: outside the image, or only in its padding."""
-        inside = torch.ones(1, *grid, device=device)
-        padded = pad_to_multiple(inside, [block, block])
+        Values are `(batch * heads * rows * columns, w * w, value_dim)`.
+        """
+        grid, sizes, halos = list(x.shape[1:3]), [self.block] * 2, [self.halo] * 2
+        scale, window = self.head_dim**-0.5, self.block + 2 * self.halo
+        query = to_blocks(self.q(x), sizes)[:, :, :, ::step, ::step]
+        query = query.unflatten(-1, (self.heads, self.head_dim)).movedim(-2, 1)
+        shape = query.shape[:-1]  # (batch, heads, rows, columns, side, side)
+        query = query.reshape(-1, *query.shape[-3:])
+        kv = pad_to_multiple(self.kv(x), sizes).unflatten(-1, (self.heads, -1)).movedim(-2, 1).flatten(0, 1)
+        parts = kv.split([self.head_dim, self.value_dim], -1)
+        k, v = (gather_halos(part, sizes, halos).flatten(0, 2).flatten(1, 2) for part in parts)
+        place = query * scale if self.scale_positions else query
+        down = self._relative(place, self.height_relative, step).contiguous().view(*shape, window)
+        across = self._relative(place.transpose(1, 2), self.width_relative, step)
+        across = across.transpose(1, 2).contiguous().view(*shape, window)
+        # a key is left out with its row or with its column, so masks go onto the two relative terms
+        rows, columns = (self._outside(size, x) for size in grid)
+        down, across = down + rows[:, None, None, None], across + columns[:, None, None]
+        relative = (down[..., None] + across[..., None, :]).view(len(k), -1, window * window)
+        logits = torch.baddbmm(relative, (query * scale).flatten(1, 2), k.transpose(1, 2))
+        return logits.softmax(-1).view(*shape, -1), v, grid
+
+    def _outside(self, size: int, like: Tensor) -> Tensor:
+        """Additive mask of an axis, `(blocks, w)`: -inf for keys outside it, or only in its padding."""
+        blocks = -(-size // self.block)
+        first = torch.arange(blocks, device=like.device)[:, None] * self.block - self.halo
+        key = first + torch.arange(self.block + 2 * self.halo, device=like.device)
+        hidden = (key < 0) | (key >= size)
         if self.pad == "attend":
-            if padded.shape == inside.shape:
-                return None
-            padded = 1.0 - padded  # only what was added to make blocks whole is hidden
-            return to_halos(padded, [block, block], [halo, halo])[0].flatten(2) > 0
-        return to_halos(padded, [block, block], [halo, halo])[0].flatten(2) == 0
+            hidden = (key >= size) & (key < blocks * self.block)  # only what was added to make blocks whole
+        return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
+            hidden, -torch.inf
+        )
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Dense weights `(batch, heads, queries, keys)`, at stride 1 and with `pad='mask'`."""
         if self.stride != 1 or self.pad != "mask":
             raise InputError("the mixing matrix is that of stride 1 and pad='mask'")
-        weights, _, _, grid = self._weights(x, 1)
+        weights, _, grid = self._weights(x, 1)
+        weights = weights.flatten(-3, -2)
         place = torch.arange(grid[0] * grid[1], device=x.device, dtype=torch.float64).reshape(1, *grid) + 1
         sizes, halos = [self.block] * 2, [self.halo] * 2
         keys = to_halos(pad_to_multiple(place, sizes), sizes, halos)[0].flatten(2).long() - 1
         queries = to_blocks(place, sizes)[0].flatten(2).long() - 1  # (rows, columns, b * b)
         dense = weights.new_zeros(x.shape[0], self.heads, int(place.numel()) + 1, int(place.numel()) + 1)
         where = (queries[..., :, None].expand(-1, -1, -1, keys.shape[-1]), keys[..., None, :])
-        dense[:, :, where[0], where[1]] = weights.movedim(3, 1)  # padding goes to the last row and column
+        dense[:, :, where[0], where[1]] = weights  # padding goes to the last row and column
         return dense[:, :, :-1, :-1]
