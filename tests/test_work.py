@@ -1,7 +1,10 @@
 """Pieces of work run once each, in any number of processes; a worker that dies is replaced."""
 
+import multiprocessing
 import os
 import signal
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,17 @@ def die_once(folder: Path, item: int) -> str:
     return str(item)
 
 
+def linger(folder: Path, item: int) -> str:
+    """Say which process this is, and stay."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+    return str(item)
+
+
+def start_two(folder: Path) -> None:
+    run_items(partial(linger, folder), range(2), workers=2, progress=False)
+
+
 def always_die(item: int) -> str:
     os.kill(os.getpid(), signal.SIGKILL)
     return str(item)
@@ -45,6 +59,33 @@ def test_every_item_runs_exactly_once(tmp_path: Path, workers: int) -> None:
 def test_a_killed_worker_is_replaced_and_its_item_runs_again(tmp_path: Path) -> None:
     run_items(partial(die_once, tmp_path), range(4), workers=2, progress=False)
     assert {path.name for path in tmp_path.glob("done-*")} == {f"done-{item}" for item in range(4)}
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = multiprocessing.get_context("spawn").Process(target=start_two, args=(tmp_path,))
+    parent.start()
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    until(lambda: not any(map(alive, workers)))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must come within a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def test_an_item_that_always_kills_its_worker_is_given_up() -> None:

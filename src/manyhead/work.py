@@ -5,7 +5,9 @@ which pieces run where. A worker that dies is replaced, and the pieces that it h
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -99,10 +101,26 @@ def _here(
         torch.set_num_threads(before)
 
 
-def _start_worker(threads: int) -> None:
+def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _start_worker(threads: int) -> None:
+    """Prepare a local process, which ends when its parent does, however that one was killed.
+
+    A worker left behind would go on writing into the folder that a continued run works in.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow(sentinel: int) -> None:
+            multiprocessing.connection.wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, args=(parent.sentinel,), daemon=True).start()
+    _set_threads(threads)
 
 
 def _over_processes(
@@ -169,7 +187,7 @@ def _over_ray(
             raise InputError(f"cannot reach a Ray cluster at {address!r}: {fault}") from None
 
     def remote(item: Any) -> str | None:
-        _start_worker(threads)
+        _set_threads(threads)
         return work(item)
 
     try:
