@@ -17,10 +17,12 @@ from manyhead.stocks.factors import (
     Factors,
     FactorSource,
     LaggedAlpha360,
+    RollingAlpha158,
     alpha158,
     extra_factors,
     join,
     store,
+    stretch,
 )
 from manyhead.stocks.labels import Alignment, known_within, next_return
 from manyhead.stocks.panel import Panel
@@ -37,6 +39,7 @@ from manyhead.stocks.preprocess import (
     Winsorise,
     log_dollar_volume,
 )
+from manyhead.stocks.preprocess.pipeline import State
 from manyhead.stocks.relations import node_embedding
 from manyhead.stocks.splits import Split
 from manyhead.stocks.universe import members, most_traded, read_membership
@@ -84,6 +87,8 @@ def prepare(
     *,
     symbols: list[str] | None = None,
     nodes: NDArray[np.float32] | None = None,
+    only: range | None = None,
+    learnt: State | None = None,
 ) -> Prepared:
     """Build one split's inputs.
 
@@ -95,6 +100,9 @@ def prepare(
         seed: of the random walks.
         symbols: the universe of a model that is trained already, in its order.
         nodes: its node vectors.
+        only: decision rows of the panel; factors are computed for their windows and for no other row. The
+            bits of a row are the same as without it.
+        learnt: what the scalers learnt when the model was trained, see `scaler`; learnt anew if left out.
 
     Raises:
         InputError: if the universe is empty or a setting does not fit these prices.
@@ -107,8 +115,14 @@ def prepare(
     shown = panel.select(symbols).rows(first, stop)
     moved = Split(*(row - first for row in vars(split).values()))
     flow = next_return(shown["close"].astype(np.float64)).astype(np.float32)
-    raw = raw_factors(shown, config)
-    factors = standardise(raw, shown, moved, config, sectors)
+    alignment = Alignment(config.model.alignment, config.model.input_days, config.model.output_days)
+    held = None
+    if only is not None:
+        sample = alignment.window(0)
+        reach = sample.decision - sample.factors.start
+        held = range(max(0, only.start - first - reach), only.stop - first)
+    raw = raw_factors(shown, config, lazy=only is not None)
+    factors = standardise(raw, shown, moved, config, sectors, held=held, learnt=learnt)
     if config.leaks.label_as_factor:
         label = np.nan_to_num(flow, nan=0.0)[..., None]
         factors = join([factors, Factors(("LABEL0",), label)])
@@ -118,7 +132,6 @@ def prepare(
     time, ahead = _time_index(shown, model.output_days, config)
     placebo = config.training.placebo
     labels = None if placebo is None else permuted(flow, placebo)
-    alignment = Alignment(model.alignment, model.input_days, model.output_days)
     return Prepared(
         shown,
         moved,
@@ -142,37 +155,81 @@ def choose_universe(panel: Panel, split: Split, config: Config) -> tuple[list[st
     return chosen, [*warnings, *more]
 
 
-def raw_factors(panel: Panel, config: Config) -> FactorSource:
-    """Compute the factor sets that the configuration names, side by side."""
+def raw_factors(panel: Panel, config: Config, lazy: bool = False) -> FactorSource:
+    """Give the factor sets that the configuration names, side by side; lazily: computed row by row."""
     wanted = config.factors
     sources: list[FactorSource] = []
     if "alpha360" in wanted.sets:
         sources.append(LaggedAlpha360(panel, lags=wanted.lags))
     if "alpha158" in wanted.sets:
-        sources.append(alpha158(panel))
+        sources.append(RollingAlpha158(panel) if lazy else alpha158(panel))
     if config.data.factor_functions:
         sources.append(extra_factors(panel, list(config.data.factor_functions)))
     return join(sources)
 
 
 def standardise(
-    raw: FactorSource, panel: Panel, split: Split, config: Config, sectors: Mapping[str, str] | None
+    raw: FactorSource,
+    panel: Panel,
+    split: Split,
+    config: Config,
+    sectors: Mapping[str, str] | None,
+    *,
+    held: range | None = None,
+    learnt: State | None = None,
 ) -> FactorSource:
-    """Clean, neutralise and scale factors; whatever is fitted is fitted on training rows."""
-    wanted = config.factors
-    rows = range(0, panel.days) if config.leaks.scaler_all_dates else split.train
-    if wanted.scaling == "training":
-        steps = Pipeline((InfiniteToMean(), Winsorise(tail=0.001), TrainingZScore(), FillMissing()))
+    """Clean, neutralise and scale factors; whatever is fitted is fitted on training rows.
+
+    Args:
+        raw: factors of the panel.
+        panel: prices.
+        split: rows of the panel.
+        config: settings of the run.
+        sectors: symbol -> sector, or None.
+        held: rows to compute, and no others; all if left out.
+        learnt: what the scalers learnt before; learnt here if left out.
+    """
+    steps = cleaning(panel, config, sectors)
+    if learnt is None:
+        fitted = steps.fit(raw, range(0, panel.days) if config.leaks.scaler_all_dates else split.train)
     else:
-        listed = [sectors.get(symbol) for symbol in panel.symbols] if sectors else None
-        outliers = {"mad": (ClipOutliers(),), "sigma": (ExcludeOutliers(),), "none": ()}[wanted.outliers]
-        neutralise = (Neutralise(log_dollar_volume(panel), listed),) if wanted.neutralise else ()
-        steps = Pipeline(
-            (ForwardFill(limit=CARRY), *outliers, *neutralise, CrossSectionZScore(), FillMissing())
-        )
-    clean = steps.fit(raw, rows).apply(raw)
+        fitted = steps.restore(learnt)
+    clean = fitted.apply(raw)
+    if held is not None:
+        return stretch(clean, held)
     size = 4 * panel.days * len(panel.symbols) * len(raw.names)
     return store(clean) if size <= HELD_BYTES else clean
+
+
+def cleaning(panel: Panel, config: Config, sectors: Mapping[str, str] | None) -> Pipeline:
+    """Return the steps that clean, neutralise and scale factors."""
+    wanted = config.factors
+    if wanted.scaling == "training":
+        return Pipeline((InfiniteToMean(), Winsorise(tail=0.001), TrainingZScore(), FillMissing()))
+    listed = [sectors.get(symbol) for symbol in panel.symbols] if sectors else None
+    outliers = {"mad": (ClipOutliers(),), "sigma": (ExcludeOutliers(),), "none": ()}[wanted.outliers]
+    neutralise = (Neutralise(log_dollar_volume(panel), listed),) if wanted.neutralise else ()
+    return Pipeline((ForwardFill(limit=CARRY), *outliers, *neutralise, CrossSectionZScore(), FillMissing()))
+
+
+def scaler(
+    panel: Panel, split: Split, config: Config, sectors: Mapping[str, str] | None, symbols: list[str]
+) -> State:
+    """Learn on training rows what the scalers of a trained model learnt, for `prepare`.
+
+    Args:
+        panel: the prices that the model was trained on.
+        split: its rows.
+        config: settings of the run.
+        sectors: symbol -> sector, or None.
+        symbols: the model's universe, in its order.
+    """
+    if config.factors.scaling != "training":
+        return {}  # the scalers of a cross-section learn nothing
+    first = max(0, split.start - HISTORY)
+    shown = panel.select(symbols).rows(first, split.train_end)
+    rows = range(split.start - first, split.train_end - first)
+    return cleaning(shown, config, sectors).fit(raw_factors(shown, config, lazy=True), rows).state()
 
 
 def relate(

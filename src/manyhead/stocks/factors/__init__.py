@@ -4,7 +4,16 @@ from manyhead.stocks.factors.alpha158 import RollingAlpha158, alpha158
 from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
 from manyhead.stocks.factors.names import factor_names
 from manyhead.stocks.factors.plugins import extra_factors, looks_ahead
-from manyhead.stocks.factors.source import Chosen, Factors, FactorSource, Joined, join, store
+from manyhead.stocks.factors.source import (
+    Chosen,
+    Factors,
+    FactorSource,
+    Joined,
+    Stretch,
+    join,
+    store,
+    stretch,
+)
 
 __all__ = [
     "Chosen",
@@ -13,6 +22,7 @@ __all__ = [
     "Joined",
     "LaggedAlpha360",
     "RollingAlpha158",
+    "Stretch",
     "alpha158",
     "alpha360",
     "extra_factors",
@@ -20,4 +30,5 @@ __all__ = [
     "join",
     "looks_ahead",
     "store",
+    "stretch",
 ]

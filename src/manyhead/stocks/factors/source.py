@@ -76,6 +76,40 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Some rows of a source, computed once and held; no other row may be asked for.
+
+    Args:
+        names: one name a factor.
+        days: rows of the source.
+        start: row at which the values begin.
+        values: (held rows, symbols, factors) float32.
+    """
+
+    names: tuple[str, ...]
+    days: int
+    start: int
+    values: Rows
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return a view of some rows.
+
+        Raises:
+            InputError: if they are not all held.
+        """
+        if not self.start <= start <= stop <= self.start + len(self.values):
+            held = f"{self.start}..{self.start + len(self.values)}"
+            raise InputError(f"rows {start}..{stop} of the factors are not held, {held} are")
+        return self.values[start - self.start : stop - self.start]
+
+
+def stretch(source: FactorSource, rows: range) -> Stretch:
+    """Compute some rows of a source and hold them."""
+    values = np.ascontiguousarray(source.rows(rows.start, rows.stop))
+    return Stretch(source.names, source.days, rows.start, values)
+
+
+@dataclass(frozen=True)
 class Joined:
     """Several sources side by side.
 
