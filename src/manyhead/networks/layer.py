@@ -16,6 +16,7 @@ from manyhead.mixers.base import Mixer
 
 Norm = Literal["layer", "rms"]
 Arrangement = Literal["pre", "post", "parallel"]
+Step = Callable[[Tensor, Any], tuple[Tensor, Any]]  # a token (batch, channels) and a state, both onwards
 Activation = Literal["gelu", "relu", "swiglu", "geglu"]
 
 
@@ -69,9 +70,14 @@ def extend_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     extend: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = getattr(mixer, "extend", None)
     if extend is not None:
         return extend(x, state)
+    return by_steps(mixer.step, x, state)
+
+
+def by_steps(step: Step, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Process tokens `(batch, tokens, channels)` one by one."""
     steps = []
     for x_t in x.unbind(1):
-        y_t, state = mixer.step(x_t, state)
+        y_t, state = step(x_t, state)
         steps.append(y_t)
     return torch.stack(steps, 1), state
 
@@ -112,12 +118,17 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, **options: Any) -> Tensor:
         return self._around(x, context, lambda t: self.mixer(t, **options))
 
-    def extend(self, x: Tensor, state: Any, context: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Process the next tokens and return the mixer's next state."""
+    def extend(
+        self, x: Tensor, state: Any, context: Tensor | None = None, *, step: Step | None = None
+    ) -> tuple[Tensor, Any]:
+        """Process the next tokens and return the mixer's next state; `step` replaces the mixer's own."""
         after = [state]
 
         def mix(t: Tensor) -> Tensor:
-            y, after[0] = extend_mixer(self.mixer, t, state)
+            if step is None:
+                y, after[0] = extend_mixer(self.mixer, t, state)
+            else:
+                y, after[0] = by_steps(step, t, state)
             return y
 
         return self._around(x, context, mix), after[0]
