@@ -6,6 +6,7 @@ which pieces run where. A worker that dies is replaced, and the pieces that it h
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -123,6 +125,19 @@ def _start_worker(threads: int) -> None:
     _set_threads(threads)
 
 
+def _context(work: Callable[[Item], str | None]) -> multiprocessing.context.BaseContext:
+    """How worker processes are started: never forked from this one, whose threads could deadlock them.
+
+    Where the system can, they are forked from a server that has imported the work's module and run nothing.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    function = work.func if isinstance(work, partial) else work
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", function.__module__])
+    return context
+
+
 def _over_processes(
     work: Callable[[Item], str | None],
     items: Sequence[Item],
@@ -134,8 +149,7 @@ def _over_processes(
     """Keep `workers` processes busy; a broken pool is replaced and its pieces are handed out again."""
     waiting = list(items)
     attempts: dict[Item, int] = dict.fromkeys(items, 0)
-    # fresh interpreters: forking a process that has run torch threads can deadlock
-    context = multiprocessing.get_context("spawn")
+    context = _context(work)
     while waiting:
         broken = False
         with ProcessPoolExecutor(
