@@ -31,11 +31,16 @@ def similarities(saliency: Tensor) -> tuple[Tensor, Tensor]:
     anchor = means / largest(means, (1, 2))
     scaled = saliency / largest(saliency, (2, 3))
     own = norm(anchor.mT @ anchor)  # |A A'| for each sample
-    of_task = norm(scaled.mT @ scaled if positions <= channels else scaled @ scaled.mT)
-    # all tasks' positions side by side: one product of matrices for each sample
-    side = scaled.permute(1, 2, 0, 3).reshape(batch, channels, tasks * positions)
-    both = (anchor.mT @ side).unflatten(2, (tasks, positions))  # A_b' S: (batch, tasks, tasks, positions)
-    near = both.square().sum((1, 3)).T / (own * of_task)
+    if positions > channels:
+        affinity = scaled @ scaled.mT  # (tasks, batch, channels, channels)
+        of_task, inner = norm(affinity), (affinity * (anchor @ anchor.mT)).sum((2, 3))
+    else:
+        of_task = norm(scaled.mT @ scaled)
+        # all tasks' positions side by side: one product of matrices for each sample
+        side = scaled.permute(1, 2, 0, 3).reshape(batch, channels, tasks * positions)
+        both = (anchor.mT @ side).unflatten(2, (tasks, positions))  # A_b' S: (batch, tasks, tasks, positions)
+        inner = both.square().sum((1, 3)).T
+    near = inner / (own * of_task)
     return near, anchor_products(anchor) / (own[:, None] * own)
 
 

@@ -94,15 +94,12 @@ class FlatRegions(Balancer):
         if perturbed and recompute is None:
             raise InputError("flat regions look at the losses twice: recompute must be given")
         theta, phi = split_parameters(losses, shared)
-        rows: list[Tensor] = []  # g_i^loss, each (parameters,)
+        like = theta[0] if theta else next(iter(losses.values()))
+        at_weights = like.new_empty(len(losses), sum(p.numel() for p in theta))  # rows g_i^loss
         heads: list[list[Tensor]] = []  # h_i
         last = len(losses) - 1
-        for position, (name, loss) in enumerate(losses.items()):
-            row, head = gradients(loss, theta, phi[name], retain=position < last)
-            rows.append(row)
-            heads.append(head)
-        at_weights = torch.stack(rows)  # (tasks, parameters)
-        del rows
+        for index, (name, loss) in enumerate(losses.items()):
+            heads.append(gradients(loss, theta, phi[name], at_weights[index], retain=index < last))
         if not perturbed:
             combined = combine(self.of_loss, at_weights)
         else:
@@ -114,7 +111,7 @@ class FlatRegions(Balancer):
                     again = recompute()
                     if name not in again:
                         raise InputError(f"recompute() gave no loss of task {name!r}; it has {list(again)}")
-                    uphill[index], heads[index] = gradients(again[name], theta, phi[name], retain=False)
+                    heads[index] = gradients(again[name], theta, phi[name], uphill[index], retain=False)
             combined = self._join(at_weights, uphill)
         for part, parameter in zip(torch.split(combined, [p.numel() for p in theta]), theta, strict=True):
             add_gradient(parameter, part.view_as(parameter))
@@ -144,10 +141,10 @@ class FlatRegions(Balancer):
         """Steps for (gradient, weight) pairs under one norm."""
         if not pairs:
             return []
-        scaled = [w.abs() * g if self.adaptive else g for g, w in pairs]
+        scaled = [w.abs().mul_(g) if self.adaptive else g for g, w in pairs]
         norm = torch.stack([part.norm() for part in scaled]).norm() + TINY
         return [
-            rho * (w.abs() * part if self.adaptive else part) / norm
+            (w.abs() * part if self.adaptive else part) * (rho / norm)
             for part, (_, w) in zip(scaled, pairs, strict=True)
         ]
 
@@ -168,7 +165,8 @@ class FlatRegions(Balancer):
 
 def combine(aggregator: TorchJD, rows: Tensor) -> Tensor:
     """Aggregate `(tasks, parameters)`; gradients that all vanish give zero (IMTL-G would divide by it)."""
-    return aggregator.combine(rows) if rows.any() else torch.zeros_like(rows[0])
+    vanish = rows.numel() == 0 or float(torch.linalg.vector_norm(rows, torch.inf)) == 0
+    return torch.zeros_like(rows[0]) if vanish else aggregator.combine(rows)
 
 
 def split_parameters(
@@ -191,12 +189,13 @@ def split_parameters(
 
 
 def gradients(
-    loss: Tensor, theta: Sequence[Tensor], phi: Sequence[Tensor], retain: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradient over theta as one row `(parameters,)`, and for every parameter of phi."""
+    loss: Tensor, theta: Sequence[Tensor], phi: Sequence[Tensor], row: Tensor, retain: bool
+) -> list[Tensor]:
+    """Write the gradient over theta into a row `(parameters,)`; return that of every parameter of phi."""
     found = torch.autograd.grad(loss, [*theta, *phi], retain_graph=retain, materialize_grads=True)
-    row = [gradient.flatten() for gradient in found[: len(theta)]]
-    return torch.cat(row) if row else loss.new_zeros(0), list(found[len(theta) :])
+    if theta:
+        torch.cat([gradient.flatten() for gradient in found[: len(theta)]], out=row)
+    return list(found[len(theta) :])
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:

@@ -196,7 +196,7 @@ def log_losses(losses: Mapping[str, Tensor]) -> Tensor:
 
 def present(saliency: Tensor) -> Tensor:
     """Which tasks have any saliency on which samples, `(tasks, batch)` from `(tasks, batch, ...)`."""
-    return saliency.detach().flatten(2).ne(0).any(-1)
+    return torch.linalg.vector_norm(saliency.detach().flatten(2), torch.inf, dim=2) != 0
 
 
 def regulation(saliency: Tensor) -> Tensor:
