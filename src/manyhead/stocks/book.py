@@ -1,5 +1,6 @@
 """Hold a model's scores as the configuration says, and keep the result as one table a day."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,16 +8,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from manyhead.stocks.config import Config
+from manyhead.stocks.holding import MAIN, exchange_of, strategy_of
 from manyhead.stocks.panel import Panel
-from manyhead.stocks.portfolio import (
-    Backtest,
-    Costs,
-    Exchange,
-    TopkDropout,
-    backtest,
-    performance,
-    simple_topk,
-)
+from manyhead.stocks.portfolio import Backtest, backtest, performance, simple_topk
 
 Matrix = NDArray[np.float64]
 
@@ -27,7 +21,8 @@ class Book:
 
     Attributes:
         model: whose scores.
-        report: one row a day: date, account, net_return, bench, cost, turnover.
+        report: one row a day: date, account, net_return, bench, cost, turnover; borrow and gross too where
+            the book is not the main one.
         orders: one row an order, empty for `simple_topk`.
         warnings: what a reader must know.
         variant: 'chosen on validation', or the variant that was picked on test results (a leak).
@@ -52,7 +47,14 @@ class Book:
         }
 
 
-def hold(panel: Panel, scores: Matrix, config: Config, model: str) -> Book:
+def hold(
+    panel: Panel,
+    scores: Matrix,
+    config: Config,
+    model: str,
+    name: str = MAIN,
+    sectors: Mapping[str, str] | None = None,
+) -> Book:
     """Trade one score table.
 
     With every leak off, a score of day d is traded at the close of d+1, after costs. The benchmark is the
@@ -63,11 +65,27 @@ def hold(panel: Panel, scores: Matrix, config: Config, model: str) -> Book:
         scores: (days, symbols) on the panel, NaN where there is no score.
         config: settings of the run.
         model: name for the result.
+        name: of the book: 'main' is the section [portfolio], others are of `config.books`.
+        sectors: symbol -> sector, for sector-neutral books.
+
+    Raises:
+        InputError: if there is no such book, or it cannot be held on these prices.
     """
     lag = 0 if config.leaks.one_day_early else 1
-    if config.portfolio.strategy == "simple_topk":
+    if name == MAIN and config.portfolio.strategy == "simple_topk":
         return _simple(panel, scores, config, model, lag)
-    return _topk_dropout(panel, scores, config, model, lag)
+    result = backtest(
+        panel,
+        scores,
+        strategy_of(config, len(panel.symbols), name, sectors),
+        exchange_of(config, name),
+        account=config.portfolio.account,
+        benchmark=benchmark(panel, scores, lag),
+        lag=lag,
+    )
+    columns = ["date", "account", "net_return", "bench", "cost", "turnover"]
+    report = result.report.select(*columns, *([] if name == MAIN else ["borrow", "gross"]))
+    return Book(model, report, result.orders, result.warnings, backtest=result)
 
 
 def benchmark(panel: Panel, scores: Matrix, lag: int) -> Matrix:
@@ -83,32 +101,6 @@ def benchmark(panel: Panel, scores: Matrix, lag: int) -> Matrix:
     count = counted.sum(axis=1)
     returns[1:] = np.where(counted, daily, 0.0).sum(axis=1) / np.maximum(count, 1)
     return returns
-
-
-def _topk_dropout(panel: Panel, scores: Matrix, config: Config, model: str, lag: int) -> Book:
-    wanted = config.portfolio
-    topk = min(wanted.topk, len(panel.symbols))
-    fees = (
-        (0.0, 0.0, 0.0) if config.leaks.zero_fees else (wanted.open_cost, wanted.close_cost, wanted.min_cost)
-    )
-    result = backtest(
-        panel,
-        scores,
-        TopkDropout(
-            topk=topk,
-            n_drop=min(wanted.n_drop, topk),
-            hold_thresh=wanted.hold_thresh,
-            risk_degree=wanted.risk_degree,
-            only_tradable=wanted.only_tradable,
-            forbid_all_trade_at_limit=wanted.forbid_all_trade_at_limit,
-        ),
-        Exchange(Costs(*fees), limit=wanted.limit, lot=wanted.lot),
-        account=wanted.account,
-        benchmark=benchmark(panel, scores, lag),
-        lag=lag,
-    )
-    report = result.report.select("date", "account", "net_return", "bench", "cost", "turnover")
-    return Book(model, report, result.orders, result.warnings, backtest=result)
 
 
 def _simple(panel: Panel, scores: Matrix, config: Config, model: str, lag: int) -> Book:

@@ -74,6 +74,49 @@ def earnings(result: Result) -> Table:
     return headings, rows, "Portfolios after costs; excess over equal weights, turnover a day, costs a year."
 
 
+def other_books(result: Result) -> Table:
+    """The configuration's other ways to hold the same scores, after costs."""
+    headings = [
+        "book",
+        "scores of",
+        "return a year",
+        "excess",
+        "volatility",
+        "Sharpe",
+        "drawdown",
+        "turnover",
+        "costs",
+        "borrowing",
+        "exposure",
+    ]
+    bench = words.equal_weight(result)["annual_return"]
+    rows: list[list[str | Cell]] = []
+    for name, by_model in result.held.items():
+        for model, book in by_model.items():
+            measures = book.metrics
+            rows.append(
+                [
+                    Cell(name, "strong"),
+                    words.name(model),
+                    words.percent(measures["annual_return"]),
+                    words.percent(measures["annual_return"] - bench),
+                    words.percent(measures["volatility"]),
+                    f"{measures['sharpe']:.2f}",
+                    words.percent(measures["max_drawdown"]),
+                    words.percent(measures["daily_turnover"]),
+                    words.percent(measures["annual_cost"]),
+                    words.percent(float(book.report["borrow"].to_numpy().mean()) * 252),
+                    words.percent(float(book.report["gross"].to_numpy().mean())),
+                ]
+            )
+    caption = (
+        "The same scores held in other ways, after costs. Costs a year, borrowing being part of them; "
+        "turnover a day; exposure: long and short holdings together, as a share of the account. A book whose "
+        "two sides are equal is to be compared with zero, not with equal weights."
+    )
+    return headings, rows, caption
+
+
 def _main(model: str) -> Cell:
     return Cell(words.name(model), "strong" if model == "stockformer" else "")
 

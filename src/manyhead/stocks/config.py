@@ -6,6 +6,7 @@ overrides the preset, and command-line options override the file.
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,6 +161,64 @@ class Portfolio(Section):
     score: Literal["validation", "regression", "classification"] = "validation"
 
 
+class Book(Section):
+    """One more way to hold the scores, `[books.NAME]`; money and costs are those of `[portfolio]`.
+
+    Between rebalancings weights drift with prices. `volatility` (a year), `max_turnover` (of the account, a
+    day) and `borrow` (a year, on what is sold short) are shares, 0.1 for 10 %.
+    """
+
+    kind: Literal["topk_dropout", "topk", "equal_weight", "long_short", "sector_neutral", "optimised"]
+    models: Literal["main", "all"] = Field("main", description="whose scores: Stockformer's or each model's")
+    topk: int | None = Field(None, ge=1, description="names held; as in [portfolio] if left out")
+    n_drop: int | None = Field(None, ge=0, description="names exchanged on a day; as in [portfolio]")
+    quantile: float = Field(0.1, gt=0, le=0.5, description="share of the names on each side")
+    long: float = Field(1.0, ge=0, le=10)
+    short: float = Field(1.0, ge=0, le=10)
+    every: int = Field(1, ge=1, description="days with scores between rebalancings")
+    max_turnover: float | None = Field(None, gt=0)
+    band: float = Field(0.0, ge=0, lt=1, description="share of the account below which no trade is made")
+    volatility: float | None = Field(None, gt=0)
+    window: int = Field(60, ge=20, description="days for volatility and, in 'optimised', covariances")
+    max_scale: float = Field(2.0, gt=0)
+    borrow: float = Field(0.005, ge=0, lt=1)
+    candidates: int = Field(60, ge=2)
+    risk_aversion: float = Field(5.0, gt=0)
+    max_weight: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _known_to_its_kind(self) -> "Book":
+        changed = {name for name, value in self if value != type(self).model_fields[name].default}
+        foreign = sorted(changed - BOOK_SETTINGS[self.kind] - {"kind", "models"})
+        if foreign:
+            raise ValueError(
+                f"a book of kind '{self.kind}' has no setting {foreign[0]!r}; it has "
+                f"{', '.join(sorted(BOOK_SETTINGS[self.kind]))}"
+            )
+        if self.kind in ("long_short", "sector_neutral"):
+            if self.long - self.short > 1:
+                raise ValueError(
+                    f"long - short must be at most 1, because the account borrows no cash: {self.long:g} - "
+                    f"{self.short:g}"
+                )
+            if self.long + self.short == 0:
+                raise ValueError("long and short cannot both be 0")
+        return self
+
+
+_TRADED = {"every", "max_turnover", "band", "volatility", "window", "max_scale"}
+_SIDES = {"quantile", "long", "short", "borrow"}
+# settings that each kind of book has
+BOOK_SETTINGS: dict[str, set[str]] = {
+    "topk_dropout": {"topk", "n_drop"},
+    "topk": {"topk"} | _TRADED,
+    "equal_weight": _TRADED,
+    "long_short": _SIDES | _TRADED,
+    "sector_neutral": _SIDES | _TRADED,
+    "optimised": {"candidates", "risk_aversion", "max_weight"} | _TRADED,
+}
+
+
 class Leaks(Section):
     """Faults of the released pipeline, each a switch, all off but for comparison."""
 
@@ -190,7 +249,20 @@ class Config(Section):
     training: Training = Training()
     baselines: Baselines = Baselines()
     portfolio: Portfolio = Portfolio()
+    books: dict[str, Book] = {}
     leaks: Leaks = Leaks()
+
+    @model_validator(mode="after")
+    def _sectors_where_needed(self) -> "Config":
+        for name in self.books:
+            if name == "main" or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(
+                    f"books: {name!r} cannot be the name of a book; letters, digits, _ and - can"
+                )
+        needing = [name for name, book in self.books.items() if book.kind == "sector_neutral"]
+        if needing and self.data.sectors is None:
+            raise ValueError(f"books.{needing[0]} is sector_neutral and needs data.sectors (--sectors FILE)")
+        return self
 
     def digest(self, *sections: str) -> str:
         """SHA-256 of the named sections, or of everything: equal settings, equal digest."""
@@ -262,9 +334,14 @@ def _sentence(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         section: Any = Config
         for part in fault["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            if section is Config and part == "books":
+                section = Book
+            elif section is not Book:
+                section = section.model_fields[part].annotation
         return f"unknown key {path!r}; known here: {', '.join(sorted(section.model_fields))}"
     message = fault["msg"].removeprefix("Value error, ")
+    if not path or isinstance(fault["input"], dict):  # a rule between settings names them itself
+        return f"{path}: {message[0].lower()}{message[1:]}" if path else message
     return f"{path}: {message[0].lower()}{message[1:]}, got {fault['input']!r}"
 
 
@@ -288,8 +365,15 @@ def write_toml(config: Config) -> str:
     for name, section in config:
         if isinstance(section, Section):
             lines += ["", f"[{name}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in section if value is not None]
+            lines += _entries(section)
+    for name, book in config.books.items():
+        lines += ["", f"[books.{json.dumps(name)}]", *_entries(book, only_set=True)]
     return "\n".join(lines) + "\n"
+
+
+def _entries(section: Section, only_set: bool = False) -> list[str]:
+    shown = [(key, value) for key, value in section if not only_set or key in section.model_fields_set]
+    return [f"{key} = {_toml(value)}" for key, value in shown if value is not None]
 
 
 def _toml(value: Any) -> str:

@@ -19,6 +19,7 @@ from manyhead.files import atomic, write_text
 from manyhead.stocks.config import Config, build, read_toml, write_toml
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.readers.rows import Rows
+from manyhead.stocks.sectors import Sectors
 
 PACKAGES = (
     "manyhead",
@@ -128,7 +129,7 @@ class RunFolder:
     def has_panel(self) -> bool:
         return (self.path / "data.json").exists()
 
-    def panel(self) -> tuple[Panel, dict[str, str] | None]:
+    def panel(self) -> tuple[Panel, Sectors | None]:
         """Read the run's prices and sectors."""
         facts = self.read_json("data.json")
         with np.load(self.path / "panel.npz", allow_pickle=False) as arrays:
@@ -139,7 +140,8 @@ class RunFolder:
             }
             dates = arrays["dates"].astype("datetime64[D]")
             symbols = tuple(str(symbol) for symbol in arrays["symbols"])
-        return Panel(dates, symbols, fields, tuple(facts["warnings"])), facts["sectors"]
+        sectors = Sectors(facts["sectors"]) if facts["sectors"] else None
+        return Panel(dates, symbols, fields, tuple(facts["warnings"])), sectors
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""

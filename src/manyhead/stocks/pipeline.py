@@ -15,6 +15,7 @@ from manyhead.files import atomic
 from manyhead.stocks import learn
 from manyhead.stocks.config import Config
 from manyhead.stocks.folder import RunFolder
+from manyhead.stocks.holding import MAIN
 from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, store, table
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
@@ -193,17 +194,22 @@ def enter(result: Result, path: Path) -> None:
     ledger = Ledger(path)
     data = data_hash(result.panel)
     for skill in result.models:
-        own = result.config.model_dump(mode="json", exclude={"data", "baselines"})
+        own = result.config.model_dump(mode="json", exclude={"data", "baselines", "books"})
         if skill.model != STOCKFORMER:
             own = {name: own[name] for name in ("universe", "splits", "factors", "portfolio", "leaks")}
-        returns = result.books[skill.model].report["net_return"].to_numpy()
-        spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
-        measures = {
-            "ic": skill.ic.estimate,
-            "sharpe_daily": float(returns.mean() / spread) if spread > 0 else 0.0,
-        }
-        finite = {name: value for name, value in measures.items() if np.isfinite(value)}
-        ledger.record(data, {"model": skill.model, "settings": own}, finite, note=str(result.folder.name))
+        held = {MAIN: result.books} | result.held
+        for name, book in ((name, of[skill.model]) for name, of in held.items() if skill.model in of):
+            # another way to hold the same scores is another trial
+            more = {} if name == MAIN else {"book": result.config.books[name].model_dump(mode="json")}
+            returns = book.report["net_return"].to_numpy()
+            spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
+            measures = {
+                "ic": skill.ic.estimate,
+                "sharpe_daily": float(returns.mean() / spread) if spread > 0 else 0.0,
+            }
+            finite = {measure: value for measure, value in measures.items() if np.isfinite(value)}
+            settings = {"model": skill.model, "settings": own, **more}
+            ledger.record(data, settings, finite, note=str(result.folder.name))
 
 
 def write_results(result: Result, against: Result | None = None) -> None:
@@ -212,6 +218,8 @@ def write_results(result: Result, against: Result | None = None) -> None:
     tables: Mapping[str, pl.DataFrame] = {"scores": result.scores, "skill": result.skill} | {
         f"portfolio/{name}": book.report for name, book in result.books.items()
     }
+    for name, by_model in result.held.items():
+        tables = {**tables, **{f"portfolio/{name}/{model}": book.report for model, book in by_model.items()}}
     for name, content in tables.items():
         with atomic(place.path / f"{name}.parquet") as stream:
             content.write_parquet(stream)

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from manyhead.report.page import COLOURS, Cell, Page
 from manyhead.stocks import charts, comparisons, words
 from manyhead.stocks.folder import RunFolder
+from manyhead.stocks.holding import words_of
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.portfolio.verdict import Verdict, count_luck
@@ -36,6 +37,7 @@ def write_report(result: Result, against: Result | None = None) -> Path:
     _what_was_run(page, result)
     _skill(page, result)
     _portfolio(page, result)
+    _other_books(page, result)
     _baselines(page, result)
     _luck(page, result)
     if against is not None:
@@ -185,6 +187,30 @@ def _portfolio(page: Page, result: Result) -> None:
     for warning in own.warnings:
         if warning not in result.warnings:
             page.note(warning, "warn")
+
+
+def _other_books(page: Page, result: Result) -> None:
+    if not result.held:
+        return
+    page.section(
+        "Held in other ways",
+        "Whether a score earns anything depends on how it is held. Each way tried counts as a trial below.",
+    )
+    page.points([f"{name}: {words_of(result.config, name)}." for name in result.held])
+    figure = go.Figure()
+    for colour, (name, by_model) in zip(COLOURS, result.held.items(), strict=False):
+        model, book = next(iter(by_model.items()))
+        figure.add_scatter(
+            x=book.report["date"].dt.to_string("%Y-%m-%d").to_list(),
+            y=charts.rounded(np.cumprod(1 + book.report["net_return"].to_numpy())),
+            name=f"{name} ({words.name(model)})",
+            line={"color": colour, "width": 2},
+        )
+    page.chart(figure, "Value of 1 invested in each book, after costs.", 340)
+    page.table(*comparisons.other_books(result))
+    every = [book for by_model in result.held.values() for book in by_model.values()]
+    for warning in sorted({warning for book in every for warning in book.warnings} - {*result.warnings}):
+        page.note(warning, "warn")
 
 
 def _baselines(page: Page, result: Result) -> None:

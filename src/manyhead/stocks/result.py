@@ -1,6 +1,6 @@
 """What a run found: every number, computed from the pieces in its folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Result:
         skill: one row per split, model and seed.
         models: skill of each model over all splits, Stockformer first.
         books: portfolio of each model.
-        equal_weight: performance of the benchmark.
+        held: the configuration's other books: book -> model -> portfolio.
+        warnings: what a reader must know of the prices.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Result:
     models: list[ModelSkill]
     books: dict[str, Book]
     warnings: tuple[str, ...]
+    held: dict[str, dict[str, Book]] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
@@ -65,7 +67,7 @@ def collect(folder: str | Path, config: Config | None = None) -> Result:
     """
     place = RunFolder(Path(folder))
     config = place.config() if config is None else config
-    panel, _ = place.panel()
+    panel, sectors = place.panel()
     pieces = pieces_of(config, panel)
     missing = [item for item in pieces if not item.done(place.path)]
     if missing:
@@ -79,6 +81,14 @@ def collect(folder: str | Path, config: Config | None = None) -> Result:
     names = models_of(scores)
     traded = panel.select(sorted(scores["symbol"].unique()))
     books = {name: _book(traded, scores, name, config) for name in names}
+    grid = Grid(traded.dates, traded.symbols)
+    held = {
+        book: {
+            name: hold(traded, ensemble(scores, name, grid), config, name, book, sectors)
+            for name in (names if wanted.models == "all" else names[:1])
+        }
+        for book, wanted in config.books.items()
+    }
     return Result(
         folder=place.path,
         config=config,
@@ -89,6 +99,7 @@ def collect(folder: str | Path, config: Config | None = None) -> Result:
         models=[model_skill(scores, name) for name in names],
         books=books,
         warnings=panel.warnings,
+        held=held,
     )
 
 
@@ -132,6 +143,11 @@ def metrics(result: Result) -> dict[str, Any]:
             "majority": skill.majority,
             "seed_ic": skill.seed_ic,
             "portfolio": result.books[skill.model].metrics,
+            "books": {
+                name: by_model[skill.model].metrics
+                for name, by_model in result.held.items()
+                if skill.model in by_model
+            },
         }
         for skill in result.models
     }
