@@ -14,57 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
+from manyhead.data.composites import Canvases, compose
+from manyhead.data.stream import task_stream
 from manyhead.networks.multi_lane import KeySelection, MultiLane, masked_loss
 from manyhead.networks.vision_transformer import VisionTransformer
 from manyhead.system import Measurement, System
 
-TASKS = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+TASKS = [list(stage.classes) for stage in task_stream(10, base=0, step=2)]
 CANVASES, TEST = 3000, 1500
 EPOCHS, PRETRAIN = 5, 8  # at the full budget
-
-
-@dataclass(frozen=True)
-class Canvases:
-    """Images (n, 1, 28, 28) and multi-hot labels (n, 10)."""
-
-    image: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of a batch."""
-        return self.image[indices], self.target[indices]
-
-    def with_any(self, classes: Sequence[int]) -> "Canvases":
-        """Canvases that hold one of the classes."""
-        rows = self.target[:, list(classes)].any(1)
-        return Canvases(self.image[rows], self.target[rows])
-
-
-def compose(objects: Tensor, labels: Tensor, count: int, seed: int) -> Canvases:
-    """Put one to three objects into the four quarters of each canvas.
-
-    Args:
-        objects: (n, 1, 14, 14).
-        labels: (n,) classes.
-        count: canvases to make.
-        seed: of the choice of objects and places.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    image, target = torch.zeros(count, 1, 28, 28), torch.zeros(count, 10)
-    number = torch.randint(1, 4, (count,), generator=generator)
-    chosen = torch.randint(len(objects), (count, 3), generator=generator)
-    places = torch.rand(count, 4, generator=generator).argsort(1)
-    for slot in range(3):
-        rows = (number > slot).nonzero().flatten()
-        for place in range(4):
-            here = rows[places[rows, slot] == place]
-            top, left = 14 * (place // 2), 14 * (place % 2)
-            image[here, :, top : top + 14, left : left + 14] = objects[chosen[here, slot]]
-            target[here, labels[chosen[here, slot]]] = 1
-    return Canvases(image, target)
 
 
 def average_precision(scores: Tensor, target: Tensor, classes: Sequence[int]) -> float:
