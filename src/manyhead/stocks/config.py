@@ -116,8 +116,8 @@ class Model(Section):
 class Training(Section):
     """How Stockformer is trained; the best epoch is chosen on validation rows."""
 
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(12, ge=1)
+    epochs: int = Field(6, ge=1)
+    batch_size: int = Field(6, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     clip_norm: float = Field(0.5, gt=0)
     classification_weight: float = Field(1.0, ge=0)
@@ -274,7 +274,7 @@ _PAPER: dict[str, Any] = {
     "splits": {"train": 486, "validation": 81, "test": 81, "step": 60, "within": True},
     "factors": {"lags": (), "outliers": "sigma"},
     "model": {"dim": 128, "layers": 2, "alignment": "official", "calendar": "counter"},
-    "training": {"epochs": 100, "patience": 0, "monitor": "mae"},
+    "training": {"epochs": 100, "batch_size": 12, "patience": 0, "monitor": "mae"},
     "portfolio": {"topk": 5, "n_drop": 3, "open_cost": 0.001, "close_cost": 0.002},
 }
 

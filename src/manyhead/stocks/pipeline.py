@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from manyhead.stocks.holding import MAIN
 from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, store, table
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
-from manyhead.stocks.prepare import Prepared, prepare
+from manyhead.stocks.prepare import Prepared, prepare, relate
 from manyhead.stocks.prices import panel_of, read_rows
 from manyhead.stocks.readers.rows import Rows as PriceRows
 from manyhead.stocks.renames import Rename, apply_renames, read_renames
@@ -123,16 +124,18 @@ def _opened(folder: str) -> tuple[Config, Panel, Mapping[str, str] | None]:
 
 
 @lru_cache(maxsize=2)
-def _prepared(folder: str, split: int, seed: int) -> Prepared:
+def _prepared(folder: str, split: int) -> Prepared:
+    """One split without node vectors, which alone depend on the seed and which only Stockformer reads."""
     config, panel, sectors = _opened(folder)
-    return prepare(panel, choose_splits(config, panel.days)[split], config, sectors, seed)
+    nothing = np.empty((0, config.model.dim), np.float32)
+    return prepare(panel, choose_splits(config, panel.days)[split], config, sectors, nodes=nothing)
 
 
 def _work(folder: str, item: Item) -> str:
     """Carry out one piece; returns a line for the display."""
     started = time.perf_counter()
     config, *_ = _opened(folder)
-    prepared = _prepared(folder, item.split, item.seed)
+    prepared = _prepared(folder, item.split)
     windows, split = prepared.windows, prepared.split
     within = config.splits.within
     validation_rows = windows.decision_rows(split.validation, within=within, labelled=True)
@@ -141,6 +144,8 @@ def _work(folder: str, item: Item) -> str:
     facts: dict[str, Any] = {"symbols": len(prepared.panel.symbols), "warnings": list(prepared.warnings)}
     place = item.folder(Path(folder))
     if item.model == STOCKFORMER:
+        nodes = relate(prepared.panel, windows.flow, split, config, item.seed)
+        prepared = replace(prepared, nodes=nodes)
         selector, fitted = learn.train(prepared, config, item.seed, place / "training")
         validation, test = (
             learn.score(selector, prepared, rows, config) for rows in (validation_rows, test_rows)

@@ -45,7 +45,7 @@ def on_real_prices(seed: int, epochs: int) -> list[Measurement]:
     from manyhead.stocks.evaluate import Grid, ensemble
     from manyhead.stocks.pipeline import run
 
-    training = {"epochs": epochs, "seeds": [seed]}
+    training = {"epochs": epochs, "batch_size": 12, "seeds": [seed]}
     base = {"data": {"prices": _prices()}, "training": training}
     with TemporaryDirectory() as folder:
         clean = run(build(REAL, base), Path(folder) / "clean", progress=False)
@@ -184,7 +184,7 @@ def _test_ic(panel: Panel, settings: dict[str, Any], seed: int, epochs: int) -> 
         "factors": {"lags": [0, 1, 2, 4], "neutralise": False},
         # struc2vec tells roles apart, not clusters; here the clusters are what matters
         "relations": {"kind": "spectral", "neighbours": 5},
-        "training": {"epochs": epochs, "patience": 0},
+        "training": {"epochs": epochs, "batch_size": 12, "patience": 0},
     }
     config: Config = build(common, settings)
     (split,) = choose_splits(config, panel.days).values()
