@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.errors import InputError
 from manyhead.layers.key_value_cache import KeyValueCache
-from manyhead.layers.partial_rotary import rotate
+from manyhead.layers.rotary import rotary
 from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_CROSS, NONCAUSAL_SELF, Mixer, Traits
 
 
@@ -84,8 +84,8 @@ class MultiHeadAttention(Mixer):
         """Rotate `(..., tokens, head_dim)` by the positions from `start` on, if the mixer has positions."""
         if self.rotary_base is None:
             return x
-        positions = torch.arange(start, start + x.shape[-2], device=x.device) / self.rotary_factor
-        return rotate(x, positions, base=self.rotary_base)
+        positions = torch.arange(start, start + x.shape[-2], device=x.device)
+        return rotary(x, positions, self.rotary_base, self.rotary_factor)
 
     def repeat(self, kv: Tensor) -> Tensor:
         """Keys or values for each query head: `(batch, kv_heads, ...)` to `(batch, heads, ...)`."""
