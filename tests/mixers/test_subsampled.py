@@ -70,6 +70,29 @@ def test_a_local_window_without_noise_slides() -> None:
     torch.testing.assert_close(mixer(x), dense_without(mixer, x, seen), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("keep_self", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("window", "offset"), [(1, 0), (4, 0), (5, 2), (12, -3), (40, 0)])
+def test_bands_over_shuffled_sources_are_the_lists(
+    causal: bool, keep_self: bool, window: int, offset: int
+) -> None:
+    """The fast form and a list of sources for each query, from the same shuffle."""
+    x = tokens(3, 23, 16).requires_grad_()
+    for per_sample in (True, False):
+        mixer = layer(
+            causal, mode="local", window=window, sigma=4.0, offset=offset, keep_self=keep_self,
+            per_sample=per_sample,
+        ).train()  # fmt: skip
+        mixer.generator = torch.Generator().manual_seed(3)
+        fast = mixer(x)
+        mixer.generator = torch.Generator().manual_seed(3)
+        slow = mixer(x, sources=mixer.draw(3, 23, 23))
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+        gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (fast, slow)]
+        assert torch.isfinite(gradients[0]).all()
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
 def test_every_source_is_drawn_as_often_as_rho_says() -> None:
     draws, random = 2000, torch.Generator().manual_seed(0)
     index = uniform_sources(draws, 10, 0.3, random).kept

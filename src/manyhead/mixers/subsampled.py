@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from manyhead.errors import InputError
 from manyhead.mixers.base import Mixer, Traits
@@ -84,8 +84,7 @@ def local_sources(
         causal: drop sources behind the query.
         offset: moves the windows that are not causal, so that layers overlap differently.
     """
-    noise = torch.randn(batch, tokens, generator=generator)
-    order = (torch.arange(tokens) + sigma * noise).argsort(-1)  # source at each rank
+    order = local_order(batch, tokens, sigma, generator)
     i = torch.arange(tokens)[:, None]
     if causal:
         rank = i - torch.arange(window - 1, -1, -1)
@@ -97,6 +96,12 @@ def local_sources(
     if causal:
         there = there & (index <= i)
     return Sources(index, there)
+
+
+def local_order(batch: int, tokens: int, sigma: float, generator: torch.Generator | None = None) -> Tensor:
+    """Locally biased shuffles: the source at each rank, `(batch, tokens)`."""
+    noise = torch.randn(batch, tokens, generator=generator)
+    return (torch.arange(tokens) + sigma * noise).argsort(-1)
 
 
 class SubsampledAttention(Mixer):
@@ -166,8 +171,7 @@ class SubsampledAttention(Mixer):
             return uniform_sources(batch, keys, self.rho, self.generator, self.always_keep)
         if self.mode == "bernoulli":
             return bernoulli_sources(batch, keys, self.rho, self.generator, self.always_keep)
-        if queries != keys:
-            raise InputError(f"mode='local' needs as many keys as queries, got {keys} and {queries}")
+        self._require_square(queries, keys)
         causal = self.attention.causal
         return local_sources(
             batch, keys, self.window, self.sigma, self.generator, causal=causal, offset=self.offset
@@ -181,6 +185,8 @@ class SubsampledAttention(Mixer):
             out: Tensor = attention(x, context)
             return out
         q, k, v = attention.parts(x, context)
+        if sources is None and self.mode == "local":
+            return attention.merge(self._banded(q, k, v))
         sources = sources or self.draw(len(x), q.shape[2], k.shape[2])
         index, there = (part.to(x.device) for part in sources)
         mix = self._shared if index.ndim == 2 else self._listed
@@ -207,6 +213,49 @@ class SubsampledAttention(Mixer):
         itself = ((q * k).sum(-1, keepdim=True) * scale).masked_fill(~own[:, None, :, None], -torch.inf)
         weights = torch.cat([logits, itself], -1).softmax(-1)
         return weights[..., :-1] @ values + weights[..., -1:] * v
+
+    def _require_square(self, queries: int, keys: int) -> None:
+        if queries != keys:
+            raise InputError(f"mode='local' needs as many keys as queries, got {keys} and {queries}")
+
+    def _banded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Windows over shuffled sources in blocks: one gather, then products of `(block, block + window)`."""
+        (batch, heads, tokens, d), window, device = q.shape, self.window, q.device
+        self._require_square(tokens, k.shape[2])
+        causal = self.attention.causal
+        order = local_order(batch if self.per_sample else 1, tokens, self.sigma, self.generator).to(device)
+        wide = order[:, None, :, None].expand(batch, heads, -1, d)
+        block = min(window, tokens)
+        blocks, reach = -(-tokens // block), block + window - 1
+        shift = 1 - window if causal else self.offset - window // 2  # first rank of query 0
+        before, after = max(0, -shift), max(0, (blocks - 1) * block + shift + reach - tokens)
+        # ranks of every block, then which are there and which source each is
+        rank = (
+            shift + block * torch.arange(blocks, device=device)[:, None] + torch.arange(reach, device=device)
+        )
+        keys, values = (
+            pad(part.gather(2, wide), (0, 0, before, after))[:, :, rank + before] for part in (k, v)
+        )  # (batch, heads, blocks, reach, d)
+        source = pad(order, (before, after), value=tokens)[:, rank + before]
+        at = torch.arange(blocks * block, device=device).view(blocks, block)
+        first = rank[:, None] - (at[:, :, None] + shift)
+        there = (first >= 0) & (first < window) & (source < tokens)[:, :, None]
+        if causal:
+            there = there & (source[:, :, None] <= at[:, :, None])
+        spare = (0, 0, 0, blocks * block - tokens)
+        asked = pad(q, spare).unflatten(2, (blocks, block))
+        logits = (asked @ keys.mT * d**-0.5).masked_fill(~there[:, None], -torch.inf)
+        if self.keep_self:
+            lacking = ~((source[:, :, None] == at[:, :, None]) & there).any(-1)
+            own_k, own_v = (pad(part, spare).unflatten(2, (blocks, block)) for part in (k, v))
+            own = (asked * own_k).sum(-1) * d**-0.5
+            own = own.masked_fill(~lacking[:, None], -torch.inf)
+            weights = torch.cat([logits, own[..., None]], -1).softmax(-1)
+            out = weights[..., :-1] @ values + weights[..., -1:] * own_v
+        else:
+            empty = ~there.any(-1, keepdim=True)[:, None]
+            out = logits.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0) @ values
+        return out.flatten(2, 3)[:, :, :tokens]
 
     def _listed(self, q: Tensor, k: Tensor, v: Tensor, index: Tensor, there: Tensor) -> Tensor:
         """A list for each query: gather `(batch, heads, queries, kept, head_dim)`."""
