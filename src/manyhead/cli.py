@@ -80,6 +80,45 @@ def list_data(
     print_data(name)
 
 
+@app.command("compare")
+def compare_balancers(
+    data: Annotated[
+        str, typer.Option(help="multi_mnist, or your own module:function of (seed, budget) -> TaskSet.")
+    ] = "multi_mnist",
+    balancers: Annotated[
+        str,
+        typer.Option(help="Separated by commas: names, flat-<aggregator>, arguments as in cagrad:c=0.4."),
+    ] = "single,equal,log,mgda,upgrad,flat-mgda,flat-upgrad,rep",
+    seeds: Annotated[str, typer.Option(help="How many ('3': 0, 1 and 2), or a list ('0,5').")] = "3",
+    budget: Annotated[str, typer.Option(help="tiny, small or large: epochs and learning rates.")] = "small",
+    epochs: Annotated[int | None, typer.Option(help="In place of the budget's.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Learning rates tried, in place of the budget's.")] = None,
+    interference: Annotated[
+        bool, typer.Option("--interference", help="Also leave tasks out, branch and race at equal seconds.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Local processes.")] = 1,
+    threads: Annotated[int, typer.Option(help="Torch threads of each process.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder; a killed comparison goes on there.")] = "comparison",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare balancers with single-task training: what each gains over seeds, and what it costs."""
+    from manyhead.comparison.commands import run_compare
+
+    run_compare(
+        data,
+        balancers,
+        seeds,
+        budget,
+        epochs=epochs,
+        rates=rates,
+        interference=interference,
+        workers=workers,
+        threads=threads,
+        out=out,
+        as_json=as_json,
+    )
+
+
 @app.command("chaos")
 def chaos_run(
     run: Annotated[
