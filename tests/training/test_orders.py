@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyhead.errors import InputError
-from manyhead.training import grouped, seed_everything, seeded, sequential, shuffled, warmup_cosine, weighted
+from manyhead.training import (
+    grouped,
+    mixed_tasks,
+    seed_everything,
+    seeded,
+    sequential,
+    shuffled,
+    warmup_cosine,
+    weighted,
+)
 from manyhead.training.logs import table
 from manyhead.training.order import batches
 from manyhead.training.seeds import random_state, set_random_state
@@ -134,3 +143,50 @@ def test_schedules_are_values() -> None:
     assert rates[:3] == pytest.approx([1.0, 2.0, 2.0])
     assert rates[8] == pytest.approx(0.2)
     assert schedule.every == "step"
+
+
+def test_mixed_tasks_puts_every_task_into_every_batch_in_its_share() -> None:
+    # 60 samples of 'common', 6 of 'rare', 3 of both
+    common, rare = torch.arange(63) < 60, torch.arange(63) >= 57
+    labelled = {"common": common, "rare": rare}
+    for temperature, quota in ((1.0, 2), (float("inf"), 5)):
+        rows = mixed_tasks(labelled, 10, temperature)(63, 0, 3).reshape(7, 10)
+        own = rows[:, 10 - quota :]
+        assert rare[own].all()
+        assert common[rows[:, : 10 - quota]].all()
+        # a stream shows every sample before it begins anew
+        assert set(own.flatten()[:6].tolist()) == {57, 58, 59, 60, 61, 62}
+    whole = mixed_tasks(labelled, 10)
+    assert torch.equal(whole(63, 1, 3), whole(63, 1, 3))
+    assert not torch.equal(whole(63, 1, 3), whole(63, 2, 3))
+    assert not torch.equal(whole(63, 1, 3), whole(63, 1, 4))
+
+
+def test_mixed_tasks_begins_a_short_stream_anew_with_each_sample_as_often() -> None:
+    labelled = {"a": torch.ones(40, dtype=torch.bool), "b": torch.arange(40) < 4}
+    rows = mixed_tasks(labelled, 8, float("inf"))(40, 0, 0).reshape(5, 8)[:, 4:]
+    assert torch.bincount(rows.flatten(), minlength=4).tolist() == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: mixed_tasks({"a": torch.zeros(4, dtype=torch.bool)}, 4), r"labelled\['a'\] is False every"),
+        (lambda: mixed_tasks({}, 4), "at least the number of tasks, 0, with at least one; got 4"),
+        (
+            lambda: mixed_tasks({n: torch.ones(4, dtype=torch.bool) for n in "abc"}, 2),
+            "at least the number of tasks, 3, with at least one; got 2",
+        ),
+        (
+            lambda: mixed_tasks({"a": torch.ones(4, dtype=torch.bool)}, 2, 0.0),
+            "temperature must be above zero",
+        ),
+        (
+            lambda: mixed_tasks({"a": torch.ones(4, dtype=torch.bool)}, 2)(5, 0, 0),
+            "one entry for each of 5 samples, got 4",
+        ),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(build, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build()

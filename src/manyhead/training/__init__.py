@@ -3,7 +3,7 @@
 from manyhead.training.checkpoint import CheckpointError, FolderInUse, load_state, save_state
 from manyhead.training.disturbance import chaos
 from manyhead.training.fit import fit
-from manyhead.training.order import grouped, sequential, shuffled, weighted
+from manyhead.training.order import grouped, mixed_tasks, sequential, shuffled, weighted
 from manyhead.training.schedules import Schedule, each_epoch, each_step, plateau, warmup_cosine
 from manyhead.training.seeds import seed_everything, seeded
 from manyhead.training.settings import Fitted, NonFiniteLoss
@@ -22,6 +22,7 @@ __all__ = [
     "fit",
     "grouped",
     "load_state",
+    "mixed_tasks",
     "plateau",
     "save_state",
     "seed_everything",

@@ -4,7 +4,7 @@ Nothing about the order needs to be saved. A resumed run computes the order of i
 on at the batch where it was killed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,69 @@ def grouped(groups: Tensor | Sequence[int]) -> Order:
         return shuffle[torch.argsort(place[member[shuffle]], stable=True)]
 
     return order
+
+
+def mixed_tasks(labelled: Mapping[str, Tensor], batch_size: int, temperature: float = 1.0) -> Order:
+    """Every batch holds labels of every task, for tasks whose samples differ in kind and number.
+
+    Each task has its own shuffled stream of the samples that carry its label, begun anew when it ends; a
+    batch takes from every stream in a fixed share. A balancer with one weight a task by position (FAMO,
+    DWA, Nash-MTL ...) then always sees all tasks. Temperature as in Arivazhagan et al., 'Massively
+    Multilingual Neural Machine Translation in the Wild', 2019, arXiv 1907.05019, section 4.2.
+
+    Args:
+        labelled: task name -> boolean `(samples,)`, True where a sample has a label for it.
+        batch_size: the `batch_size` of the run, at least one sample a task.
+        temperature: shares follow the number of labels to the power of `1 / temperature`: 1 keeps the
+            data's proportions, infinity gives every task the same.
+
+    Raises:
+        InputError: if a task has no label, a batch has no room for all, or the temperature is not above
+            zero; when the epoch starts, if the number of samples differs.
+    """
+    held = {
+        name: torch.as_tensor(there, dtype=torch.bool).nonzero().flatten() for name, there in labelled.items()
+    }
+    sizes = {name: len(torch.as_tensor(there)) for name, there in labelled.items()}
+    for name, rows in held.items():
+        if len(rows) == 0:
+            raise InputError(f"labelled[{name!r}] is False everywhere: the task has no sample")
+    if not held or batch_size < len(held):
+        raise InputError(
+            f"batch_size must be at least the number of tasks, {len(held)}, with at least one; "
+            f"got {batch_size}"
+        )
+    if not temperature > 0:
+        raise InputError(f"temperature must be above zero, got {temperature}")
+    weight = torch.tensor([len(rows) for rows in held.values()], dtype=torch.float64) ** (1 / temperature)
+    quota = _shares(weight / weight.sum(), batch_size)
+
+    def order(samples: int, epoch: int, seed: int) -> Tensor:
+        for name, size in sizes.items():
+            if size != samples:
+                raise InputError(
+                    f"labelled[{name!r}] must have one entry for each of {samples} samples, got {size}"
+                )
+        generator = _generator(seed, epoch)
+        count = -(-samples // batch_size)  # batches of an epoch
+        columns = []
+        for rows, taken in zip(held.values(), quota, strict=True):
+            rounds = -(-count * taken // len(rows))
+            stream = torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])
+            columns.append(stream[: count * taken].reshape(count, taken))
+        return torch.cat(columns, 1).flatten()
+
+    return order
+
+
+def _shares(share: Tensor, size: int) -> list[int]:
+    """Whole numbers that add up to `size`, at least one each, by largest remainders."""
+    wanted = share * (size - len(share))
+    whole = wanted.floor()
+    rest = int(size - len(share) - whole.sum())
+    extra = torch.zeros_like(whole)
+    extra[torch.argsort(wanted - whole, descending=True, stable=True)[:rest]] = 1
+    return [1 + int(count) for count in whole + extra]
 
 
 def batches(order: Tensor, size: int, *, drop_last: bool = False) -> list[Tensor]:
