@@ -214,7 +214,15 @@ def _over_ray(
             ready, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
             for reference in ready:
                 item = running.pop(reference)
-                _note(board, item, ray.get(reference))
+                try:
+                    line = ray.get(reference)
+                except ray.exceptions.RayTaskError:
+                    raise  # what `work` raised
+                except ray.exceptions.RayError as lost:
+                    raise RuntimeError(
+                        f"{item} was lost with the part of the cluster that ran it: {lost}"
+                    ) from None
+                _note(board, item, line)
     finally:
         if own:
             ray.shutdown()
