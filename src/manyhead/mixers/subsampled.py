@@ -255,7 +255,8 @@ class SubsampledAttention(Mixer):
         else:
             empty = ~there.any(-1, keepdim=True)[:, None]
             out = logits.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0) @ values
-        return out.flatten(2, 3)[:, :, :tokens]
+        mixed: Tensor = out.flatten(2, 3)[:, :, :tokens]
+        return mixed
 
     def _listed(self, q: Tensor, k: Tensor, v: Tensor, index: Tensor, there: Tensor) -> Tensor:
         """A list for each query: gather `(batch, heads, queries, kept, head_dim)`."""

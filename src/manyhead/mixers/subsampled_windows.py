@@ -25,7 +25,8 @@ def grid_order(
     by_row = (at // width + noise[0]).argsort(-1)  # the first `width` of them make the first row
     columns = (at % width + noise[1]).gather(-1, by_row)
     within = columns.unflatten(-1, (height, width)).argsort(-1)
-    return by_row.unflatten(-1, (height, width)).gather(-1, within).flatten(1)
+    order: Tensor = by_row.unflatten(-1, (height, width)).gather(-1, within).flatten(1)
+    return order
 
 
 class SubsampledWindowAttention(SubsampledAttention):
@@ -91,7 +92,8 @@ class SubsampledWindowAttention(SubsampledAttention):
         height, width = x.shape[1:3]
         flat = x.flatten(1, 2)
         if order is None and not (self.enabled and (self.training or self.in_evaluation)):
-            return self.attention(flat).view_as(x)  # type: ignore[no-any-return]
+            dense: Tensor = self.attention(flat).view_as(x)
+            return dense
         if height % self.window or width % self.window:
             raise InputError(f"windows of {self.window} do not divide a grid of {height} x {width}")
         if order is None:
@@ -99,8 +101,9 @@ class SubsampledWindowAttention(SubsampledAttention):
             order = grid_order(drawn, height, width, self.sigma, self.generator)
         q, k, v = self.attention.parts(flat)
         index = order.to(x.device)[:, None, :, None].expand(*k.shape)
-        parts = (self._cut(p, height, width) for p in (q, k.gather(2, index), v.gather(2, index)))
-        out = scaled_dot_product_attention(*parts, attn_mask=self._apart(height, width).to(x.device))
+        q, k, v = (self._cut(part, height, width) for part in (q, k.gather(2, index), v.gather(2, index)))
+        seen = self._apart(height, width).to(x.device)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.attention.merge(self._join(out, height, width)).view_as(x)
 
     def _cut(self, part: Tensor, height: int, width: int) -> Tensor:
@@ -108,12 +111,15 @@ class SubsampledWindowAttention(SubsampledAttention):
         w = self.window
         grid = part.unflatten(2, (height, width)).roll((-self.offset, -self.offset), (2, 3))
         windows = grid.unflatten(3, (-1, w)).unflatten(2, (-1, w)).transpose(3, 4)
-        return windows.flatten(4, 5).flatten(2, 3)
+        cut: Tensor = windows.flatten(4, 5).flatten(2, 3)
+        return cut
 
     def _join(self, out: Tensor, height: int, width: int) -> Tensor:
         w = self.window
         windows = out.unflatten(3, (w, w)).unflatten(2, (height // w, width // w)).transpose(3, 4)
-        return windows.flatten(4, 5).flatten(2, 3).roll((self.offset, self.offset), (2, 3)).flatten(2, 3)
+        grid = windows.flatten(4, 5).flatten(2, 3).roll((self.offset, self.offset), (2, 3))
+        joined: Tensor = grid.flatten(2, 3)
+        return joined
 
     def _apart(self, height: int, width: int) -> Tensor:
         """Which cells of a window lie on the same side of the grid's edge, `(windows, cells, cells)`."""
