@@ -49,15 +49,25 @@ def test_a_zero_router_with_all_heads_is_multi_head_attention(shared: int, activ
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("shared", "active"), COUNTS)
 def test_sparse_execution_equals_dense_with_gradients(shared: int, active: int, causal: bool) -> None:
-    attention = MultiHeadAttention(32, 8, kv_heads=4, causal=causal)
+    attention = MultiHeadAttention(
+        32,
+        8,
+        kv_heads=4,
+        causal=causal,
+        qkv_bias=active != 2,
+        qk_norm=True,
+        rotary_base=1e4,
+        rotary_factor=2.0,
+    )
     layer = MixtureOfHeads(attention, shared, active)
-    x, g = tokens(2, 300, 32), tokens(2, 300, 32).flip(0)  # more queries than one block
+    x, g = tokens(2, 300, 32).requires_grad_(), tokens(2, 300, 32).flip(0)  # more queries than one block
     found = []
     for layer.sparse in (False, True):
         layer.zero_grad()
+        x.grad = None
         out = layer(x)
         out.backward(g)
-        found.append([out, *(weight.grad for weight in layer.parameters())])
+        found.append([out, x.grad, *(weight.grad for weight in layer.parameters())])
     for dense, sparse in zip(*found, strict=True):
         torch.testing.assert_close(sparse, dense, atol=2e-4, rtol=1e-4)
 
@@ -100,8 +110,10 @@ def test_steps_equal_the_parallel_form(router: str) -> None:
             layer.step(x[:, 0], state)
 
 
-def test_a_head_that_nobody_selects_gets_no_gradient() -> None:
-    layer = MixtureOfHeads(MultiHeadAttention(32, 8), 2, 2)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_head_that_nobody_selects_gets_no_gradient(causal: bool, sparse: bool) -> None:
+    layer = MixtureOfHeads(MultiHeadAttention(32, 8, causal=causal), 2, 2, sparse=sparse)
     with torch.no_grad():  # positive tokens: routed head 5 always loses, as its score is the lowest
         layer.router.to_routed.weight[5] = -10
     out = layer(tokens(2, 6, 32).abs())

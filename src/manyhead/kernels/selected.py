@@ -1,66 +1,210 @@
 """Attention of selected (query, head) pairs only: what is not selected costs nothing.
 
-The reference is dense attention with unselected outputs set to zero.
+The reference is dense attention with unselected outputs set to zero, `MixtureOfHeads(sparse=False)`.
+Pairs are packed head by head, and within a head in the order of samples and tokens, so that the queries
+of a head and a sample lie together and ascend.
 """
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-BLOCK = 256  # queries of a block; under a causal mask a block's keys end where its last query stands
+BLOCK = 64  # queries of a block; under a causal mask a block's keys end where its last query stands
 
 
-def selected_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, causal: bool = False) -> Tensor:
-    """Softmax attention where each query works in some heads only.
+class Pairs(NamedTuple):
+    """Selected (token, head) pairs, packed.
 
     Args:
-        q: queries `(batch, heads, tokens, head_dim)`.
-        k: keys `(batch, heads, keys, head_dim)`.
-        v: values `(batch, heads, keys, head_dim)`.
-        selected: `(batch, routed, tokens)`, which queries the last `routed` heads compute; the heads
-            before them compute all.
-        causal: whether query t sees keys up to t only.
+        tokens: for each head the tokens that it works for, as places among all tokens of the batch.
+        places: place of each pair's token in its sample, `(pairs,)`.
+        counts: pairs of each row, a head of a sample; head by head.
+    """
+
+    tokens: tuple[Tensor, ...]
+    places: Tensor
+    counts: list[int]
+
+
+def pack(selected: Tensor) -> Pairs:
+    """List the pairs of a mask `(batch, tokens, heads)`."""
+    batch, length, heads = selected.shape
+    by_head = selected.permute(2, 0, 1)  # (heads, batch, tokens)
+    tokens = by_head.flatten(1).nonzero()[:, 1]
+    counts: list[int] = by_head.sum(2).flatten().tolist()
+    of_heads = [sum(counts[head * batch : (head + 1) * batch]) for head in range(heads)]
+    return Pairs(tokens.split(of_heads), tokens % length, counts)
+
+
+def to_heads(x: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs) -> Tensor:
+    """Project each head's tokens by its part of a linear map.
+
+    Args:
+        x: all tokens, `(tokens, channels)`.
+        weight: `(heads * head_dim, channels)`.
+        bias: `(heads * head_dim,)` or None.
+        pairs: which token goes to which head.
 
     Returns:
-        `(batch, heads, tokens, head_dim)`, zero where a query is not selected.
+        `(pairs, head_dim)`.
     """
-    batch, heads, tokens, head_dim = q.shape
-    shared = heads - selected.shape[1]
-    parts = []
-    if shared:
-        parts.append(
-            scaled_dot_product_attention(q[:, :shared], k[:, :shared], v[:, :shared], is_causal=causal)
-        )
-    if shared == heads:
-        return parts[0]
-    chosen = selected.reshape(-1, tokens)  # (batch * routed, tokens)
-    flat = q[:, shared:].reshape(-1, head_dim)
-    rows = chosen.flatten().nonzero()[:, 0]
-    counts = chosen.sum(1).tolist()
-    queries = torch.split(flat.index_select(0, rows), counts)
-    places = torch.split(chosen.nonzero()[:, 1], counts)
-    outs = []
-    every = (part[:, shared:].flatten(0, 1).unbind(0) for part in (k, v))
-    for query, place, key, value in zip(queries, places, *every, strict=True):
-        outs += [_causal(query, key, value, place)] if causal else [_one(query, key, value)]
-    routed = torch.zeros_like(flat).index_copy(0, rows, torch.cat(outs)).view(batch, -1, tokens, head_dim)
-    return torch.cat([*parts, routed], 1)
+    q: Tensor = _ToHeads.apply(x, weight, bias, pairs)  # type: ignore[no-untyped-call]
+    return q
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    out: Tensor = scaled_dot_product_attention(q[None, None], k[None, None], v[None, None], attn_mask=mask)[
-        0, 0
-    ]
-    return out
+def from_heads(out: Tensor, weight: Tensor, pairs: Pairs, tokens: int) -> Tensor:
+    """Map the outputs of pairs to channels and add up those of a token.
+
+    Args:
+        out: `(pairs, head_dim)`.
+        weight: `(channels, heads * head_dim)`.
+        pairs: where each output belongs.
+        tokens: number of all tokens.
+
+    Returns:
+        `(tokens, channels)`.
+    """
+    y: Tensor = _FromHeads.apply(out, weight, pairs, tokens)  # type: ignore[no-untyped-call]
+    return y
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, place: Tensor) -> Tensor:
-    """Queries at ascending `place`s, in blocks that read no keys behind their last query."""
-    if not len(q):
+class _ToHeads(torch.autograd.Function):
+    """Head by head: a head's tokens stay in the cache, and their gradients add up in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.pairs, ctx.biased = pairs, bias is not None
+        heads = weight.chunk(len(pairs.tokens))
+        q = x.new_empty(len(pairs.places), len(heads[0]))
+        for part, head, tokens in zip(_split(q, pairs), heads, pairs.tokens, strict=True):
+            torch.mm(x.index_select(0, tokens), head.mT, out=part)
+        if bias is not None:
+            for part, shift in zip(_split(q, pairs), bias.chunk(len(heads)), strict=True):
+                part += shift
         return q
-    outs = []
-    for query, at in zip(torch.split(q, BLOCK), torch.split(place, BLOCK), strict=True):
-        end = int(at[-1]) + 1
-        mask = torch.arange(end, device=q.device) <= at[:, None]
-        outs.append(_one(query, k[:end], v[:end], mask[None, None]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = torch.zeros_like(x), torch.empty_like(weight)
+        parts = _split(grads[0].contiguous(), ctx.pairs)
+        heads = zip(
+            parts, weight.chunk(len(parts)), of_weight.chunk(len(parts)), ctx.pairs.tokens, strict=True
+        )
+        for part, head, of_head, tokens in heads:
+            of_x.index_add_(0, tokens, part @ head)
+            torch.mm(part.mT, x.index_select(0, tokens), out=of_head)
+        of_bias = torch.cat([part.sum(0) for part in parts]) if ctx.biased else None
+        return of_x, of_weight, of_bias, None
+
+
+class _FromHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, weight: Tensor, pairs: Pairs, tokens: int) -> Tensor:
+        ctx.save_for_backward(out, weight)
+        ctx.pairs = pairs
+        y = out.new_zeros(tokens, len(weight))
+        heads = zip(_split(out, pairs), weight.chunk(len(pairs.tokens), 1), pairs.tokens, strict=True)
+        for part, head, places in heads:
+            y.index_add_(0, places, part @ head.mT)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out, weight = ctx.saved_tensors
+        (grad,) = grads
+        of_out, of_weight = torch.empty_like(out), []
+        heads = weight.chunk(len(ctx.pairs.tokens), 1)
+        parts = zip(_split(out, ctx.pairs), _split(of_out, ctx.pairs), heads, ctx.pairs.tokens, strict=True)
+        for part, of_part, head, tokens in parts:
+            taken = grad.index_select(0, tokens)
+            torch.mm(taken, head, out=of_part)
+            of_weight.append(taken.mT @ part)
+        return of_out, torch.cat(of_weight, 1), None, None
+
+
+def _split(packed: Tensor, pairs: Pairs) -> tuple[Tensor, ...]:
+    return tuple(packed.split([len(tokens) for tokens in pairs.tokens]))
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, *, causal: bool = False) -> Tensor:
+    """Softmax attention of packed queries.
+
+    Args:
+        q: query of every pair, `(pairs, head_dim)`.
+        k: keys `(batch, heads, keys, head_dim)`.
+        v: values `(batch, heads, keys, head_dim)`.
+        pairs: where each query stands.
+        causal: whether a query at place t sees keys up to t only.
+
+    Returns:
+        The output of every pair, `(pairs, head_dim)`.
+    """
+    k, v = (part.transpose(0, 1).flatten(0, 1) for part in (k, v))  # rows as in `counts`
+    if causal:
+        out: Tensor = _CausalRows.apply(q, k, v, pairs.places, pairs.counts)  # type: ignore[no-untyped-call]
+        return out
+    outs = [
+        scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
+        for query, key, value in zip(q.split(pairs.counts), k.unbind(0), v.unbind(0), strict=True)
+    ]
     return torch.cat(outs)
+
+
+def _blocks(places: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int, int, int]]:
+    """Row, its first and last query, and how many keys the first and the last of them see."""
+    ends, start, found = places.tolist(), 0, []
+    for row, count in enumerate(counts):
+        for first in range(start, start + count, BLOCK):
+            last = min(first + BLOCK, start + count)
+            found.append((row, first, last, ends[first] + 1, ends[last - 1] + 1))
+        start += count
+    return found
+
+
+def _logits(q: Tensor, k: Tensor, places: Tensor, block: tuple[int, int, int, int, int]) -> Tensor:
+    """Masked logits `(queries, keys up to the last query's)` of a block; queries are scaled already."""
+    row, first, last, seen, end = block
+    logits = q[first:last] @ k[row, :end].mT
+    # all queries of the block see the keys before `seen`
+    later = torch.arange(seen, end, device=q.device) > places[first:last, None]
+    logits[:, seen:].masked_fill_(later, -torch.inf)
+    return logits
+
+
+class _CausalRows(torch.autograd.Function):
+    """Blocks of ascending queries that read no key behind their last query.
+
+    The backward pass computes the weights again, so that memory grows linearly with tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, places: Tensor, counts: Sequence[int]) -> Tensor:
+        scaled, out = q * q.shape[-1] ** -0.5, torch.empty_like(q)
+        blocks = _blocks(places, counts)
+        for block in blocks:
+            row, first, last, _, end = block
+            weights = torch.softmax(_logits(scaled, k, places, block), -1)
+            torch.mm(weights, v[row, :end], out=out[first:last])
+        ctx.blocks = blocks
+        ctx.save_for_backward(scaled, k, v, places, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, k, v, places, out = ctx.saved_tensors
+        (grad,) = grads
+        of_q, of_k, of_v = torch.empty_like(scaled), torch.zeros_like(k), torch.zeros_like(v)
+        mean = (grad * out).sum(-1, keepdim=True)  # sum over keys of weight times the weight's gradient
+        for block in ctx.blocks:
+            row, first, last, _, end = block
+            weights = torch.softmax(_logits(scaled, k, places, block), -1)
+            of_v[row, :end].addmm_(weights.mT, grad[first:last])
+            of_logits = (grad[first:last] @ v[row, :end].mT).sub_(mean[first:last]).mul_(weights)
+            torch.mm(of_logits, k[row, :end], out=of_q[first:last])
+            of_k[row, :end].addmm_(of_logits.mT, scaled[first:last])
+        return of_q * scaled.shape[-1] ** -0.5, of_k, of_v, None, None

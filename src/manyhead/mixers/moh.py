@@ -9,12 +9,13 @@ computes only what is selected.
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from manyhead.errors import InputError
-from manyhead.kernels.selected import selected_attention
+from manyhead.kernels.selected import from_heads, pack, packed_attention, to_heads
 from manyhead.layers.head_gates import HeadGates, QueryNormRouter, TwoStageRouter
 from manyhead.layers.key_value_cache import KeyValueCache
+from manyhead.layers.partial_rotary import rotate
 from manyhead.mixers.base import Mixer, Traits
 from manyhead.mixers.multihead import MultiHeadAttention
 
@@ -73,17 +74,45 @@ class MixtureOfHeads(Mixer):
         attention = self.attention
         if attention.causal:
             self.require_self_mixing(context)
-        q = attention.queries(x)
-        k, v = attention.keys_values(x if context is None else context)
+        # the query-norm router looks at all queries, and trains through all outputs
+        wants_queries = isinstance(self.router, QueryNormRouter)
+        q = attention.queries(x) if wants_queries or not self.sparse else None
         decided: HeadGates = self.router(x, q)
         self.decided = decided if self.training else None
-        q, k, v = attention.rotate(q), attention.repeat(attention.rotate(k)), attention.repeat(v)
-        straight_through = self.training and isinstance(self.router, QueryNormRouter)
-        if self.sparse and not straight_through:
-            out = selected_attention(q, k, v, decided.selected.transpose(1, 2), causal=attention.causal)
-        else:
-            out = scaled_dot_product_attention(q, k, v, is_causal=attention.causal)
+        k, v = attention.keys_values(x if context is None else context)
+        k, v = attention.repeat(attention.rotate(k)), attention.repeat(v)
+        if self.sparse and not (wants_queries and self.training):
+            return self._selected(x, k, v, decided)
+        q = attention.rotate(attention.queries(x) if q is None else q)
+        out = scaled_dot_product_attention(q, k, v, is_causal=attention.causal)
         return attention.merge(out * decided.gates.transpose(1, 2)[..., None])
+
+    def _selected(self, x: Tensor, k: Tensor, v: Tensor, decided: HeadGates) -> Tensor:
+        """Project, attend and merge the selected (token, head) pairs only."""
+        attention, shared = self.attention, self.router.shared
+        to_q, to_out, dim = attention.q_proj, attention.out_proj, attention.head_dim
+        width = shared * dim
+        y: Tensor | None = to_out.bias
+        if shared:
+            bias = None if to_q.bias is None else to_q.bias[:width]
+            q = linear(x, to_q.weight[:width], bias).unflatten(-1, (shared, dim))
+            q = attention.rotate(attention.q_norm(q).transpose(1, 2))
+            out = scaled_dot_product_attention(q, k[:, :shared], v[:, :shared], is_causal=attention.causal)
+            gated = out.transpose(1, 2) * decided.gates[..., :shared, None]
+            y = linear(gated.flatten(2), to_out.weight[:, :width], y).flatten(0, 1)
+        if self.router.active:
+            pairs = pack(decided.selected)
+            bias = None if to_q.bias is None else to_q.bias[width:]
+            q = attention.q_norm(to_heads(x.flatten(0, 1), to_q.weight[width:], bias, pairs))
+            if attention.rotary_base is not None:
+                q = rotate(q, pairs.places / attention.rotary_factor, base=attention.rotary_base)
+            out = packed_attention(q, k[:, shared:], v[:, shared:], pairs, causal=attention.causal)
+            by_head = decided.selected.permute(2, 0, 1)
+            gates = decided.gates[..., shared:].permute(2, 0, 1)[by_head]
+            routed = from_heads(out * gates[:, None], to_out.weight[:, width:], pairs, x.shape[:2].numel())
+            y = routed if y is None else routed + y
+        assert y is not None  # shared + active > 0
+        return y.view_as(x)
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         return self.attention.mixing_matrix(x) * self.gates(x).gates.transpose(1, 2)[..., None]
