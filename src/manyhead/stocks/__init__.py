@@ -15,6 +15,7 @@ _HOMES = {
     "collect": "manyhead.stocks.result",
     "summarise": "manyhead.stocks.summary",
     "predict": "manyhead.stocks.scoring",
+    "update": "manyhead.stocks.live.update",
     "backtest": "manyhead.stocks.portfolio",
     "backtest_files": "manyhead.stocks.portfolio",
 }

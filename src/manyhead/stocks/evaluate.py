@@ -107,7 +107,7 @@ def model_skill(scores: pl.DataFrame, model: str) -> ModelSkill:
         predicted = directions(grid.matrix(group, "regression"), grid.matrix(group, "classification"))
         accuracies.append(direction_accuracy(predicted, earned))
         deciles.append(_mean_over_days(group_returns(score, earned, 10)))
-    daily, daily_rank = _mean_over_seeds(pearson), _mean_over_seeds(spearman)
+    daily, daily_rank = mean_over_seeds(pearson), mean_over_seeds(spearman)
     return ModelSkill(
         model=model,
         dates=grid.dates,
@@ -122,7 +122,7 @@ def model_skill(scores: pl.DataFrame, model: str) -> ModelSkill:
         rank_icir=information_ratio(daily_rank),
         accuracy=float(np.mean(accuracies)),
         majority=majority_rate(earned),
-        deciles=_mean_over_seeds(deciles),
+        deciles=mean_over_seeds(deciles),
         seed_ic=[
             float(np.nanmean(series)) if np.isfinite(series).any() else float("nan") for series in pearson
         ],
@@ -152,7 +152,7 @@ def ensemble(scores: pl.DataFrame, model: str, grid: Grid, column: str = "score"
     tables = []
     for _, group in sorted(own.group_by("seed"), key=lambda pair: pair[0]):
         tables.append(standardised(grid.matrix(group, column)))
-    return _mean_over_seeds(tables)
+    return mean_over_seeds(tables)
 
 
 def standardised(scores: Series) -> Series:
@@ -171,7 +171,7 @@ def models_of(scores: pl.DataFrame) -> list[str]:
     return sorted(scores["model"].unique(), key=lambda name: (name != "stockformer", name))
 
 
-def _mean_over_seeds(tables: Sequence[Series]) -> Series:
+def mean_over_seeds(tables: Sequence[Series]) -> Series:
     """Mean over equal arrays, cell by cell, NaN only where every one is NaN."""
     stacked = np.stack(tables)
     known = np.isfinite(stacked)
@@ -180,4 +180,4 @@ def _mean_over_seeds(tables: Sequence[Series]) -> Series:
 
 
 def _mean_over_days(table: Series) -> Series:
-    return _mean_over_seeds(list(table))
+    return mean_over_seeds(list(table))

@@ -17,7 +17,9 @@ from manyhead.stocks import learn
 from manyhead.stocks.config import Config
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.holding import MAIN
-from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, store, table
+from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, read_facts, store, table
+from manyhead.stocks.live.card import write_card
+from manyhead.stocks.live.drift import input_drift, reference
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.prepare import Prepared, prepare, relate
@@ -71,7 +73,12 @@ def run(
     left = [item for item in pieces if not item.done(place.path)]
     # a piece that reports an error stops the run; those that are done stay done
     run_items(
-        partial(_work, str(place.path)), left, workers=workers, ray=ray, title="stocks run", progress=progress
+        partial(_work, str(place.path.resolve())),
+        left,
+        workers=workers,
+        ray=ray,
+        title="stocks run",
+        progress=progress,
     )
     result = collect(place.path)
     enter(result, place.path.parent / LEDGER)
@@ -133,6 +140,8 @@ def _prepared(folder: str, split: int) -> Prepared:
 
 def _work(folder: str, item: Item) -> str:
     """Carry out one piece; returns a line for the display."""
+    if item.done(Path(folder)):
+        return "done by a worker that was lost before it could say so"
     started = time.perf_counter()
     config, *_ = _opened(folder)
     prepared = _prepared(folder, item.split)
@@ -153,6 +162,10 @@ def _work(folder: str, item: Item) -> str:
         history = fitted.history
         facts |= {"best_epoch": fitted.best_epoch, "best_value": fitted.best_value, "steps": fitted.steps}
         learn.save(selector, prepared, place)
+        if item.seed == config.training.seeds[0]:
+            known = reference(prepared)
+            known.save(place)
+            facts["input_drift"] = input_drift(known, prepared, split.test)
         learn.save_attention(selector, prepared, test_rows, place)
     else:
         validation, test, facts["tuned"] = _baseline(
@@ -229,4 +242,14 @@ def write_results(result: Result, against: Result | None = None) -> None:
         with atomic(place.path / f"{name}.parquet") as stream:
             content.write_parquet(stream)
     place.write_json("metrics.json", metrics(result))
+    _write_card(place, result)
     write_report(result, against)
+
+
+def _write_card(place: RunFolder, result: Result) -> None:
+    """Write the model card of a run that has just ended."""
+    index, split = max(result.splits.items())
+    main = Item(index, STOCKFORMER, result.config.training.seeds[0])
+    symbols = learn.load(main.folder(place.path), result.config)[1]
+    inputs = read_facts(place.path, main).get("input_drift")
+    write_card(place, result.config, result.panel, split, symbols, result.scores, inputs)

@@ -38,7 +38,7 @@ def predict(folder: str | Path, prices: str | None = None, days: int = 1) -> pl.
     trained_on, sectors = place.panel()
     index, split = max(choose_splits(config, trained_on.days).items())
     panel = trained_on if prices is None else read_prices(prices, start=config.data.start)
-    split = _moved(split, trained_on, panel)
+    split = moved_split(split, trained_on, panel)
     scores, forecasts, chances = [], [], []
     for seed in config.training.seeds:
         item = Item(index, STOCKFORMER, seed)
@@ -71,7 +71,7 @@ def predict(folder: str | Path, prices: str | None = None, days: int = 1) -> pl.
     )
 
 
-def _moved(split: Split, old: Panel, new: Panel) -> Split:
+def moved_split(split: Split, old: Panel, new: Panel) -> Split:
     """Find a split's days in newer prices; its test span runs to their end."""
     wanted = old.dates[[split.start, split.train_end, split.validation_end]]
     rows = np.searchsorted(new.dates, wanted)
