@@ -20,6 +20,7 @@ SLUGS: tuple[str, ...] = (
     "moh",
     "multi_lane",
     "flat_mtl",
+    "rep_mtl",
     "long_sequence_unified",
     "lama",
     "modular_vision",
@@ -28,6 +29,11 @@ SLUGS: tuple[str, ...] = (
     "dsf",
     "cab",
     "block_transformer",
+    "deconstructing_attention",
+    "sinklora",
+    "ssa",
+    "rcmha",
+    "routing_transformer",
 )
 
 
