@@ -115,3 +115,25 @@ def bad_direction(seed: int, budget: str) -> TaskSet:
     held = opposed(seed, budget)
     scores = {"up": Score("loss", "bigger"), "down": Score()}  # type: ignore[arg-type]
     return TaskSet(held.build, held.train, held.validation, held.test, scores)
+
+
+def _build_kinds(names: Sequence[str]) -> MultiTask:
+    heads = {"up": (LinearHead(4), _squares), "kind": (LinearHead(4, 3), nn.functional.cross_entropy)}
+    return MultiTask(nn.Linear(4, 4), [Task(name, *heads[name]) for name in names])
+
+
+def _kinds(validation_class: int) -> TaskSet:
+    parts = []
+    for part in range(3):
+        x = torch.randn(12, 4, generator=torch.Generator().manual_seed(part))
+        kind = torch.full((12,), validation_class) if part == 1 else torch.arange(12) % 3
+        parts.append(Rows(x, {"up": x[:, 0], "kind": kind}))
+    return TaskSet(_build_kinds, *parts, scores={"up": Score(), "kind": Score()}, batch_size=4)
+
+
+def single_class(seed: int, budget: str) -> TaskSet:
+    return _kinds(1)
+
+
+def unlabelled(seed: int, budget: str) -> TaskSet:
+    return _kinds(-100)

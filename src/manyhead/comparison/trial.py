@@ -94,6 +94,25 @@ def batches(data: Any) -> list[Any]:
     return [data.batch(rows) for rows in torch.arange(len(data)).split(EVALUATED)]
 
 
+def check_labels(part: str, names: Sequence[str], rows: Sequence[Any]) -> None:
+    """Refuse labels from which no score can tell anything.
+
+    Raises:
+        InputError: if a task has no label, or all of its integer labels are one class.
+    """
+    for name in names:
+        held = [batch["targets"][name].flatten() for batch in rows if name in batch["targets"]]
+        labels = torch.cat(held) if held else torch.zeros(0)
+        there = ~torch.isnan(labels) if labels.is_floating_point() else labels >= 0
+        if not there.any():
+            raise InputError(f"{part} has no label of task {name!r}")
+        classes = labels[there].unique()
+        if not labels.is_floating_point() and len(classes) == 1:
+            raise InputError(
+                f"{part} has a single class of task {name!r}, {int(classes)}: nothing to tell apart"
+            )
+
+
 class Measure:
     """Scores after every epoch, and the processor time of training alone.
 
@@ -109,6 +128,8 @@ class Measure:
         self.parts = {
             part: batches(Part(getattr(task_set, part), self.names)) for part in ("validation", "test")
         }
+        for part, rows in self.parts.items():
+            check_labels(part, self.names, rows)
         self.started: float | None = None
         self.looked = 0.0
 

@@ -26,7 +26,7 @@ class Task(nn.Module):
         missing_label: the integer that stands for 'no label'.
 
     Raises:
-        InputError: if the name cannot be used.
+        InputError: if the name cannot be used, the loss cannot be called or the head is no module.
     """
 
     def __init__(
@@ -40,6 +40,10 @@ class Task(nn.Module):
         super().__init__()
         if not name or "." in name or "/" in name:
             raise InputError(f"name of a task must not be empty nor hold '.' or '/', got {name!r}")
+        if not callable(loss):
+            raise InputError(f"task {name!r} needs a loss(prediction, target), got {loss!r}")
+        if not isinstance(head, nn.Module):
+            raise InputError(f"the head of task {name!r} must be a module, got {type(head).__name__}")
         self.name = name
         self.head = head
         self.loss_function = loss

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from manyhead.errors import InputError
 from manyhead.tasks.balancers import Balancer, frozen_statistics
+from manyhead.tasks.balancers.base import check_losses
 from manyhead.training.checkpoint import RunFolder
 from manyhead.training.logs import Logs, Row
 from manyhead.training.processes import average_gradients, gather, on_cpu, share_weights
@@ -174,8 +175,11 @@ class Run:
             fabric.backward(total if share == 1 or not self.balancer.scalarises else total * share)
 
         losses = self._losses(batch)
+        if not isinstance(losses, Mapping):
+            raise InputError(f"losses must return task name -> scalar loss, got {type(losses).__name__}")
         if not losses:
             return False
+        check_losses(losses)
         self._record(losses, len(indices))
         self.balancer.backward(
             scaled(losses),
