@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import pytest
 import torch
 
 from manyhead.comparison import Comparison, compare
+from manyhead.comparison.commands import show
 from manyhead.comparison.compare import TUNING_SEED
 from manyhead.comparison.epochs import best_epoch, references
 from manyhead.comparison.interference import conflict_table, first_conflict
 from manyhead.comparison.methods import parse_methods
 from manyhead.comparison.page import comparison_page
+from manyhead.comparison.recommendation import stands
 from manyhead.comparison.report import Report, as_dict, report, table
 from manyhead.comparison.summary import estimate
 from manyhead.comparison.taskset import Score
-from manyhead.comparison.trial import Outcome
+from manyhead.comparison.trial import Outcome, Setting, Trial, run_trial
 from manyhead.errors import InputError
 from manyhead.files import write_text
 from tests.browser import open_page
@@ -247,12 +251,22 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(tmp_path: Path) -> None
         "rates": (0.01,),
         "progress": False,
     }
-    compare(PARTIAL, workers=2, folder=tmp_path / "killed", **options)
-    compare(PARTIAL, workers=1, folder=tmp_path / "whole", **options)
+    compare(PARTIAL, folder=tmp_path / "killed", **options)
+    compare(PARTIAL, folder=tmp_path / "whole", **options)
     whole = numbers(tmp_path / "whole")
     assert 4 <= done < len(whole) == 6 * 2
     assert numbers(tmp_path / "killed") == whole
     assert not [path for path in runs.iterdir() if path.is_dir()]  # nothing half-done is left
+
+
+def test_trials_can_be_sent_to_other_processes_and_have_names_of_their_own(tmp_path: Path) -> None:
+    setting = Setting(OPPOSED, "tiny", 1, tmp_path)
+    methods = parse_methods(["mgda", "cagrad:c=0.4", "cagrad:c=0.5"], ("up", "down"))
+    trials = [Trial(method, rate, seed) for method in methods for rate in (0.1, 0.01) for seed in (0, 1)]
+    assert len({trial.name for trial in trials}) == len(trials)
+    for trial in trials:
+        assert pickle.loads(pickle.dumps(trial)) == trial
+    assert pickle.loads(pickle.dumps(partial(run_trial, setting))).args == (setting,)
 
 
 def test_the_same_folder_takes_more_seeds_but_not_other_settings(tmp_path: Path) -> None:
@@ -350,6 +364,22 @@ def test_the_command_prints_json_and_writes_table_and_page(
     assert "Recommendation" in (tmp_path / "page.html").read_text("utf-8")
 
 
+def test_the_terminal_shows_gain_price_and_advice(
+    opposed: tuple[Comparison, Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(opposed[1], Path("page.html"))
+    told = capsys.readouterr().out
+    for words in (
+        "over equal",
+        "cost",
+        "share 1 layers",
+        "up loss",
+        "Share up to layer 1",
+        "page: page.html",
+    ):
+        assert words in told
+
+
 def test_json_holds_no_nan(opposed: tuple[Comparison, Report]) -> None:
     text = json.dumps(as_dict(opposed[1], "command", "machine"), allow_nan=False)
     assert json.loads(text)["branch"]["label"] == "share 1 layers"
@@ -381,3 +411,12 @@ def test_multi_mnist_comes_by_name(tmp_path: Path) -> None:
     batch = held.train.batch(torch.arange(4))
     assert list(model.losses(batch)) == ["first", "second"]
     assert set(model.evaluate([batch])) == {f"{t}/{s}" for t in held.names for s in ("loss", "accuracy")}
+
+
+def test_a_gain_picked_from_many_must_stand_after_correction() -> None:
+    gain = estimate([0.8, 1.0, 1.2])  # 1.0 with half a width of 0.4968
+    assert gain.above
+    assert stands(gain, 1)
+    assert stands(gain, 2)  # t(1 - 0.05/4, 2) = 6.21 instead of 4.30: half a width of 0.72
+    assert not stands(gain, 6)  # 10.89 instead of 4.30: 1.26
+    assert not stands(estimate([5.0]), 1)  # one seed tells nothing

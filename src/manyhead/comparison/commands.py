@@ -92,15 +92,26 @@ def run_compare(
 
 
 def show(found: Report, page: Path) -> None:
-    """Print the table and the recommendation."""
+    """Print what was gained at what price, the scores behind it, and the recommendation."""
     console = Console()
     headings, rows = table(found)
-    shown = Table(title=f"{found.comparison.data}: test part, {len(found.comparison.seeds)} seeds")
-    for place, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if place == 0 else "right")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    tasks = found.comparison.tasks
+    changes = [3 + 2 * place for place in range(len(tasks))]
+    named = headings.copy()
+    for place, task in zip(changes, tasks, strict=True):
+        named[place] = f"{task} %"
+    last = len(headings)
+    seeds = f"{len(found.comparison.seeds)} seeds"
+    for title, columns in (
+        (f"{found.comparison.data}: change on test, {seeds}", [0, *changes, last - 5, last - 4, last - 3]),
+        ("test scores", [0, 1, *(place - 1 for place in changes), last - 2, last - 1]),
+    ):
+        shown = Table(title=title)
+        for place in columns:
+            shown.add_column(named[place], justify="left" if place == 0 else "right")
+        for row in rows:
+            shown.add_row(*(row[place] for place in columns))
+        console.print(shown)
     for sentence in found.advice:
         console.print(f"- {sentence}", highlight=False)
     console.print(f"page: {page}", highlight=False)
