@@ -8,6 +8,7 @@ import re
 import sysconfig
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,12 @@ from torch.nn.functional import cross_entropy
 from manyhead.errors import InputError
 from manyhead.mixers.lama import LowRankAttentionPooling
 from manyhead.system import Measurement, System
+from manyhead.training.budget import affordable_steps
 
 PACKAGES = ("asyncio", "ctypes", "email", "idlelib", "importlib", "logging", "multiprocessing", "tkinter",
             "unittest", "xml", "http", "encodings")  # fmt: skip
 CLASSES, WORDS, VOCABULARY, UNITS, HEADS = 8, 40, 2000, 32, 8
 TRAIN, TEST, BATCH = 6000, 2000, 64
-STEPS_A_SECOND = 5  # of budget, for each of the five networks
 
 
 class LastState(nn.Module):
@@ -147,10 +148,13 @@ def package_windows(seed: int) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Ten
     return draw(slice(1, None), TRAIN), draw(slice(0, 1), TEST)
 
 
+def _loss(network: nn.Module, ids: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+    return cross_entropy(network(ids, mask), label)
+
+
 def demo(seed: int, budget: float) -> list[Measurement]:
     """Which package is a window of source from? LAMA against four poolings of the same GRU."""
     train, test = package_windows(seed)
-    steps = max(20, round(budget * STEPS_A_SECOND))
     wide = 2 * UNITS
     poolings: dict[str, tuple[Callable[[], nn.Module], int]] = {
         "last state": (LastState, wide),
@@ -159,6 +163,11 @@ def demo(seed: int, budget: float) -> list[Measurement]:
         "8-head self-attention": (lambda: SelfAttentionMean(wide, HEADS), wide),
         "LAMA": (lambda: LamaFlat(wide, HEADS), HEADS * wide),
     }
+    rivals = [
+        partial(_loss, PooledGRU(make(), width), *(part[:BATCH] for part in train))
+        for make, width in poolings.values()
+    ]
+    steps = affordable_steps(0.85 * budget, rivals, 1000)  # the rest is for reading the source
     found, size = {}, {}
     for name, (make, width) in poolings.items():
         torch.manual_seed(seed)
@@ -167,7 +176,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
         random = torch.Generator().manual_seed(seed)
         for _ in range(steps):
             part = torch.randint(TRAIN, (BATCH,), generator=random)
-            loss = cross_entropy(network(train[0][part], train[1][part]), train[2][part])
+            loss = _loss(network, *(array[part] for array in train))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
