@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
 import os
+import socket
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -191,6 +192,7 @@ def _over_ray(
     ray: Any = optional("ray", "cluster")
     own = not ray.is_initialized()
     if own:
+        _answers(address)
         try:
             ray.init(
                 address=None if address == "local" else address,
@@ -205,7 +207,7 @@ def _over_ray(
         return work(item)
 
     try:
-        task = ray.remote(num_cpus=threads, max_retries=ATTEMPTS)(remote)
+        task = ray.remote(num_cpus=threads, max_retries=ATTEMPTS, scheduling_strategy="SPREAD")(remote)
         running = {task.remote(item): item for item in items}
         for item in items:
             board.started[item] = perf_counter()
@@ -226,6 +228,17 @@ def _over_ray(
     finally:
         if own:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Refuse HOST:PORT at once where nothing listens: Ray itself would try for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not (separator and port.isdigit()):
+        return  # 'local' or 'auto'
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as fault:
+        raise InputError(f"cannot reach a Ray cluster at {address!r}: {fault}") from None
 
 
 def _note(board: Board[Item], item: Item, line: str | None) -> None:
