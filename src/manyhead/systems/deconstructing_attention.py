@@ -21,10 +21,10 @@ from manyhead.networks.foreign_maps import ForeignMapTransformer, Layout, hybrid
 from manyhead.networks.language import text_bytes, text_loss, train_on_text
 from manyhead.system import Measurement, System
 
-CHANNELS, HEADS, LAYERS, HIDDEN, LENGTH, BATCH = 64, 4, 4, 128, 64, 8
+CHANNELS, HEADS, LAYERS, HIDDEN, LENGTH, BATCH = 64, 4, 4, 128, 64, 6
 INIT = 0.1  # standard deviation of all matrices: small models need more than the usual 0.02
 SIGMA = 0.02  # of the random guide, as of embeddings
-STEPS_A_SECOND = 2.8  # of budget, for each of the nine networks
+STEPS_A_SECOND = 4.6  # of budget, for each of the nine networks
 
 UNIFORM = ("mlp", "approximate", "rndembqk", "staticembqk")
 HYBRID = ("mlp", "nonapprox", "rndembqk", "staticembqk")
@@ -75,7 +75,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
         torch.manual_seed(seed)
         model = build(name, layout, guide)
         train_on_text(
-            model, model.parameters(), train, steps=steps, batch=BATCH, length=LENGTH, seed=seed, rate=6e-3
+            model, model.parameters(), train, steps=steps, batch=BATCH, length=LENGTH, seed=seed, rate=8e-3
         )
         return math.exp(text_loss(model.eval(), held, LENGTH, windows=256)[0]), model
 
