@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from manyhead.cli import main
-from tests.stocks.market import market, written
+from manyhead.stocks.config import build, write_toml
+from tests.stocks.market import SMALL, market, written
 
 
 def manyhead(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,3 +115,58 @@ def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: nowhere holds no run")
+
+
+def test_scores_are_held_in_any_book(prices: str, tmp_path: Path) -> None:
+    scores = market().select("date", "symbol", pl.col("volume").alias("score"))
+    scores.write_csv(tmp_path / "scores.csv")
+    (tmp_path / "sectors.csv").write_text(
+        "Symbol,Sector\n" + "".join(f"S{number:02d},{'AB'[number % 2]}\n" for number in range(11))
+    )
+    base = ["stocks", "backtest", "--scores", str(tmp_path / "scores.csv"), "--prices", prices]
+    sides = ["--book", "long_short", "--quantile", "0.3", "--borrow", "200", "--volatility", "0.1"]
+    out = tmp_path / "book"
+    result = manyhead(*base, *sides, "--max-turnover", "0.2", "--every", "5", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    report = pl.read_parquet(out / "report.parquet")
+    assert report["borrow"].sum() > 0
+    assert report["turnover"].to_numpy().max() < 0.21
+    assert (report["turnover"].to_numpy() > 0).sum() == 60  # every fifth of 299 days
+    neutral = manyhead(*base, "--book", "sector_neutral", "--sectors", str(tmp_path / "sectors.csv"))
+    assert neutral.returncode == 0, neutral.stderr
+    for extra, words in (
+        (["--book", "sector_neutral"], "needs data.sectors"),
+        (["--book", "topk", "--quantile", "0.2"], "kind 'topk' has no setting 'quantile'"),
+        (["--book", "martingale"], "topk_dropout"),
+        (["--book", "long_short", "--borrow", "-1"], "--borrow takes basis points"),
+    ):
+        refused = manyhead(*base, *extra)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+
+
+def test_an_update_prints_scores_orders_and_alarms(tmp_path: Path) -> None:
+    table = market()
+    days = table["date"].unique().sort()
+    first = written(table.filter(pl.col("date") <= days[-3]), tmp_path / "first.parquet")
+    whole = written(table, tmp_path / "whole.parquet")
+    toml = tmp_path / "small.toml"
+    toml.write_text(write_toml(build(SMALL, {"training": {"epochs": 1}, "baselines": {"names": []}})))
+    run = str(tmp_path / "run")
+    ended = manyhead(
+        "stocks", "run", "--prices", first, "--config", str(toml), "--out", run, "--workers", "1"
+    )
+    assert ended.returncode == 0, ended.stderr
+    (tmp_path / "held.csv").write_text("symbol,amount\nS03,10\nCASH,50000\n")
+    update = ["stocks", "update", "--run", run, "--prices"]
+    result = manyhead(*update, whole, "--holdings", str(tmp_path / "held.csv"))
+    assert result.returncode == 0, result.stderr
+    assert f"2 new day(s) scored: {days[-2]} to {days[-1]}" in result.stdout
+    assert f"orders-{days[-1]}.csv" in result.stdout
+    assert "no alarm" in result.stdout
+    assert (tmp_path / "run" / "model_card.md").exists()
+    revised = table.with_columns(pl.when(pl.col("date") == days[5]).then(1.0).otherwise("open").alias("open"))
+    refused = manyhead(*update, written(revised, tmp_path / "revised.parquet"))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: the past was revised: S00 on")
+    assert "--accept-revisions" in refused.stderr
