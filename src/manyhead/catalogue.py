@@ -34,6 +34,7 @@ SLUGS: tuple[str, ...] = (
     "ssa",
     "rcmha",
     "routing_transformer",
+    "mvpa",
 )
 
 
