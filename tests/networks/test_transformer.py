@@ -9,6 +9,7 @@ from manyhead.mixers.gated_rnn import RGLRU
 from manyhead.mixers.linear_attention import LinearAttention
 from manyhead.mixers.local import LocalAttention
 from manyhead.mixers.nystrom import NystromAttention
+from manyhead.mixers.performer import Performer
 from manyhead.mixers.selective import S6
 from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.networks.generation import NOTHING, choose, generate, stream
@@ -114,6 +115,41 @@ def test_encoder_decoder_streams_as_it_trains():
         parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
     assert len(generate(given, [[0], [0]], 5)[1]) == 5
+
+
+@pytest.mark.parametrize("kind", [SoftmaxAttention, LinearAttention])
+@pytest.mark.parametrize("arrangement", ["pre", "post", "parallel"])
+@torch.no_grad()
+def test_a_context_is_read_once_however_many_tokens_are_written(arrangement, kind):
+    torch.manual_seed(0)
+    looks = lambda depth: kind(16, 2, causal=True, cross=True)  # noqa: E731
+    model = EncoderDecoder(20, 15, 16, 2, 2, arrangement=arrangement, cross=looks).eval()
+    read = []
+    for layer in model.decoder.layers:
+        layer.cross.k_proj.register_forward_hook(lambda *seen: read.append(seen[2].shape[1]))
+    source, target = torch.randint(20, (2, 11)), torch.randint(15, (2, 9))
+    whole = model(source, target)
+    assert read == [11, 11]
+    given = model.given(source)
+    state, parts = given.initial_state(2, 9), []
+    for piece in target.split(1, 1):
+        logits, state = given.extend(piece, state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    assert read == [11] * 4  # once more for each of the two layers
+
+
+@torch.no_grad()
+def test_cross_attention_that_cannot_remember_looks_at_the_context_itself():
+    torch.manual_seed(0)
+    looks = lambda depth: Performer(16, 2, causal=True, cross=True)  # noqa: E731
+    model = EncoderDecoder(20, 15, 16, 2, 2, cross=looks).eval()
+    source, target = torch.randint(20, (2, 11)), torch.randint(15, (2, 5))
+    whole = model(source, target)
+    given = model.given(source)
+    state = given.initial_state(2, 5)
+    logits, _ = given.extend(target, state)
+    torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_ties_weights_and_refuses_what_does_not_fit():

@@ -70,6 +70,16 @@ class LinearAttention(HeadMixer):
             sums = q @ (k.mT @ v)
         return self.merge(sums[..., :-1] / sums[..., -1:])
 
+    def remember(self, context: Tensor) -> Tensor:
+        """Sum of phi(k_j) [v_j, 1] over a context, for `recall` to ask many times."""
+        _, k, v = self.features(context, self.source(context, context))
+        return k.mT @ torch.cat([v, torch.ones_like(v[..., :1])], -1)
+
+    def recall(self, x: Tensor, memory: Tensor) -> Tensor:
+        """What `forward(x, context)` gives, from `remember(context)`."""
+        sums = (elu(self.split(self.q_proj(x))) + 1) @ memory
+        return self.merge(sums[..., :-1] / sums[..., -1:])
+
     def initial_state(self, batch: int, **options: object) -> Tensor:
         """Sum of phi(k_j) [v_j, 1]: `(batch, heads, head_dim, value_dim + 1)`, zero at first."""
         wide = self.channels // self.heads + 1

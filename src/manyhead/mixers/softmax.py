@@ -75,6 +75,15 @@ class SoftmaxAttention(HeadMixer):
         )
         return self.merge(o)
 
+    def remember(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context, for `recall` to ask many times."""
+        keys = self.source(context, context)
+        return self.split(self.k_proj(keys)), self.split(self.v_proj(keys))
+
+    def recall(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """What `forward(x, context)` gives, from `remember(context)`."""
+        return self.merge(scaled_dot_product_attention(self.split(self.q_proj(x)), *memory))
+
     def initial_state(self, batch: int, *, capacity: int = 1024, **options: object) -> KeyValueCache:
         """An empty cache for `capacity` tokens.
 

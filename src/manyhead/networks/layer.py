@@ -5,7 +5,7 @@ Black et al., 2022, arXiv 2204.06745; gated feed-forward layers as in Shazeer, 2
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,27 @@ def by_steps(step: Step, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.stack(steps, 1), state
 
 
+class Remembered(NamedTuple):
+    """What a cross-attention keeps of a context, so that later queries need not read it again."""
+
+    memory: Any
+
+
+def remembered(cross: Mixer | None, context: Tensor) -> Tensor | Remembered:
+    """A context as `Layer.extend` takes it: remembered where the cross-attention can, else as it is."""
+    remember: Callable[[Tensor], Any] | None = getattr(cross, "remember", None)
+    return context if remember is None else Remembered(remember(context))
+
+
+def look(cross: Mixer, x: Tensor, context: Tensor | Remembered | None) -> Tensor:
+    """Cross-attention to a context, remembered or not."""
+    if isinstance(context, Remembered):
+        recall: Callable[[Tensor, Any], Tensor] = cross.recall  # type: ignore[assignment]
+        return recall(x, context.memory)
+    out: Tensor = cross(x, context)
+    return out
+
+
 class Layer(nn.Module):
     """A mixer, cross-attention where asked for, and a feed-forward part, each with a residual.
 
@@ -119,7 +140,7 @@ class Layer(nn.Module):
         return self._around(x, context, lambda t: self.mixer(t, **options))
 
     def extend(
-        self, x: Tensor, state: Any, context: Tensor | None = None, *, step: Step | None = None
+        self, x: Tensor, state: Any, context: Tensor | Remembered | None = None, *, step: Step | None = None
     ) -> tuple[Tensor, Any]:
         """Process the next tokens and return the mixer's next state; `step` replaces the mixer's own."""
         after = [state]
@@ -133,21 +154,23 @@ class Layer(nn.Module):
 
         return self._around(x, context, mix), after[0]
 
-    def _around(self, x: Tensor, context: Tensor | None, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    def _around(
+        self, x: Tensor, context: Tensor | Remembered | None, mix: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         drop, cross = self.dropout, self.cross
         if self.arrangement == "parallel":
             y: Tensor = x + drop(mix(self.norm_mixer(x))) + drop(self.feed_forward(self.norm_feed(x)))
             if cross is not None and self.norm_cross is not None:
-                y = y + drop(cross(self.norm_cross(x), context))
+                y = y + drop(look(cross, self.norm_cross(x), context))
             return y
         if self.arrangement == "pre":
             x = x + drop(mix(self.norm_mixer(x)))
             if cross is not None and self.norm_cross is not None:
-                x = x + drop(cross(self.norm_cross(x), context))
+                x = x + drop(look(cross, self.norm_cross(x), context))
             y = x + drop(self.feed_forward(self.norm_feed(x)))
             return y
         x = self.norm_mixer(x + drop(mix(x)))
         if cross is not None and self.norm_cross is not None:
-            x = self.norm_cross(x + drop(cross(x, context)))
+            x = self.norm_cross(x + drop(look(cross, x, context)))
         out: Tensor = self.norm_feed(x + drop(self.feed_forward(x)))
         return out

@@ -15,7 +15,16 @@ from manyhead.errors import InputError
 from manyhead.mixers.base import Mixer
 from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.networks.embedding import Positions, TokenEmbedding
-from manyhead.networks.layer import Activation, Arrangement, FeedForward, Layer, Norm, normalization
+from manyhead.networks.layer import (
+    Activation,
+    Arrangement,
+    FeedForward,
+    Layer,
+    Norm,
+    Remembered,
+    normalization,
+    remembered,
+)
 
 Mixers = Sequence[Mixer] | Callable[[int], Mixer]
 
@@ -85,14 +94,22 @@ class Stack(nn.Module):
                 raise InputError(f"{type(mixer).__name__} cannot run token by token as it was built")
         return tuple(mixer.initial_state(batch, capacity=capacity) for mixer in mixers)
 
+    def remember(self, context: Tensor) -> tuple[Tensor | Remembered, ...]:
+        """What each layer's cross-attention keeps of a context, for `extend`."""
+        return tuple(remembered(layer.cross, context) for layer in self.layers if isinstance(layer, Layer))
+
     def extend(
-        self, x: Tensor, state: tuple[Any, ...], context: Tensor | None = None
+        self,
+        x: Tensor,
+        state: tuple[Any, ...],
+        context: Tensor | tuple[Tensor | Remembered, ...] | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Process the next tokens `(batch, tokens, channels)`."""
+        """Process the next tokens `(batch, tokens, channels)`; `context` may be what `remember` returns."""
         after = []
-        for layer, own in zip(self.layers, state, strict=True):
+        each = context if isinstance(context, tuple) else (context,) * len(self.layers)
+        for layer, own, seen in zip(self.layers, state, each, strict=True):
             assert isinstance(layer, Layer)
-            x, own = layer.extend(x, own, context)
+            x, own = layer.extend(x, own, seen)
             after.append(own)
         return self.norm(x), tuple(after)
 
@@ -267,10 +284,10 @@ class EncoderDecoder(nn.Module):
 
 
 class Conditioned:
-    """A decoder that looks at a fixed context."""
+    """A decoder that looks at a fixed context, whose keys and values are computed once."""
 
     def __init__(self, model: EncoderDecoder, context: Tensor) -> None:
-        self.model, self.context = model, context
+        self.model, self.context = model, model.decoder.remember(context)
 
     def initial_state(self, batch: int, capacity: int = 1024) -> StreamState:
         return StreamState(self.model.decoder.initial_state(batch, capacity), 0)
