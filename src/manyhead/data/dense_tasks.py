@@ -42,10 +42,11 @@ class Scenes:
 
     def split(self, count: int) -> tuple["Scenes", "Scenes"]:
         """The first `count` scenes, and the others."""
-        parts = (self.image, self.kind, self.clean, self.direction, self.edge)
+        image, kind, clean, direction, edge = self.batch(torch.arange(len(self)))
+        front, back = slice(count), slice(count, None)
         return (
-            Scenes(*(part[:count] for part in parts), self.background),
-            Scenes(*(part[count:] for part in parts), self.background),
+            Scenes(image[front], kind[front], clean[front], direction[front], edge[front], self.background),
+            Scenes(image[back], kind[back], clean[back], direction[back], edge[back], self.background),
         )
 
 

@@ -105,7 +105,7 @@ def sprites(
     image = draw(
         labels["shape"],
         SMALLEST + (1 - SMALLEST) * _even(labels["scale"], scales, last=1.0),
-        labels["orientation"] * (turn / orientations),
+        labels["orientation"] * np.float64(turn / orientations),
         _even(labels["x"], positions),
         _even(labels["y"], positions),
         side=side,

@@ -16,8 +16,10 @@ from manyhead.tasks.balancers import (
     balancer_names,
     frozen_statistics,
 )
+from manyhead.tasks.controllability import hypervolume, task_ranges
 from manyhead.tasks.heads import LinearHead, PerceptronHead, PooledHead, class_weights
 from manyhead.tasks.multitask import MultiTask
+from manyhead.tasks.slimming import Sandwich
 from manyhead.tasks.task import Task
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "PerceptronHead",
     "PooledHead",
     "RepMTL",
+    "Sandwich",
     "Scalarisation",
     "Sum",
     "Task",
@@ -41,4 +44,6 @@ __all__ = [
     "balancer_names",
     "class_weights",
     "frozen_statistics",
+    "hypervolume",
+    "task_ranges",
 ]

@@ -196,7 +196,8 @@ def log_losses(losses: Mapping[str, Tensor]) -> Tensor:
 
 def present(saliency: Tensor) -> Tensor:
     """Which tasks have any saliency on which samples, `(tasks, batch)` from `(tasks, batch, ...)`."""
-    return torch.linalg.vector_norm(saliency.detach().flatten(2), torch.inf, dim=2) != 0
+    there: Tensor = torch.linalg.vector_norm(saliency.detach().flatten(2), torch.inf, dim=2) != 0
+    return there
 
 
 def regulation(saliency: Tensor) -> Tensor:
