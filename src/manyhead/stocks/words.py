@@ -126,7 +126,27 @@ def reading(result: Result) -> list[str]:
         points.append(
             "One seed was run: another seed gives another result. --seeds 0,1,2 shows how far they spread."
         )
-    return points
+    return [*points, what_would_change(result)]
+
+
+def what_would_change(result: Result) -> str:
+    """Which further evidence could turn the answer, with the number of days that it takes."""
+    own = result.models[0]
+    days, se = len(own.dates), own.ic_se
+    if not np.isfinite(se) or se <= 0:
+        return "What would change this: more test days; on so few nothing can be said."
+    # days for a two-sided 95 % test to find a true IC with 80 % power: days * ((1.96 + 0.84) se / IC)^2
+    needed = days * ((1.96 + 0.84) * se / 0.02) ** 2
+    if skilled(own) == "no skill that differs from zero":
+        return (
+            "What would change this: at this day-to-day noise, a true IC of 0.02 needs about "
+            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days} were "
+            "tested. More splits (--splits all) add days; a wider universe makes each day less noisy."
+        )
+    return (
+        "What would change this: a later test span in which the IC falls back to zero, a leak that "
+        "`manyhead stocks canary` finds, or more settings tried on these prices than the ledger has counted."
+    )
 
 
 def facts(result: Result) -> list[tuple[str, str]]:
