@@ -7,6 +7,7 @@ import typer
 
 from manyhead.errors import InputError
 from manyhead.stocks.commands_daily import backtest_command, update_command
+from manyhead.stocks.commands_official import import_official_command
 from manyhead.stocks.options import Out, Ray, Resume, Settings, Workers, configured, folder
 
 app = typer.Typer(
@@ -90,6 +91,7 @@ def factors_command(
 
 app.command("backtest")(backtest_command)
 app.command("update")(update_command)
+app.command("import-official")(import_official_command)
 
 
 @app.command("report")
