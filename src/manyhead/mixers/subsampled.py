@@ -8,13 +8,14 @@ drawn passes are a self-ensemble. No code was released; items that the abstract 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from manyhead.errors import InputError
+from manyhead.layers.key_value_cache import KeyValueCache
 from manyhead.mixers.base import Mixer, Traits
 from manyhead.mixers.multihead import MultiHeadAttention
 
@@ -281,6 +282,17 @@ class SubsampledAttention(Mixer):
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Weights of the dense form."""
         return self.attention.mixing_matrix(x)
+
+    @property
+    def recurrent(self) -> bool:
+        return self.attention.causal
+
+    def initial_state(self, batch: int, **options: Any) -> KeyValueCache:
+        """An empty cache for `capacity` tokens; streams see all sources."""
+        return self.attention.initial_state(batch, **options)
+
+    def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        return self.attention.step(x_t, state)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

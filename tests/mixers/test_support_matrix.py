@@ -1,0 +1,164 @@
+"""What the mixers beside CAB's say of themselves is true: uses, causality, permutations, and streams.
+
+Uses are found by trying all four; causality by changing the future and comparing bits; streams in 512 steps.
+"""
+
+import pytest
+import torch
+
+from manyhead.errors import InputError
+from manyhead.mixers.aaren import Aaren
+from manyhead.mixers.base import CAUSAL_CROSS, CAUSAL_SELF, NONCAUSAL_CROSS, NONCAUSAL_SELF
+from manyhead.mixers.evicting import HeavyHitterAttention, SinkWindowAttention
+from manyhead.mixers.foreign_maps import ForeignMapAttention
+from manyhead.mixers.gated_rnn import LRU, QLSTM, RGLRU
+from manyhead.mixers.linear_attention import LinearAttention, NormalizedAttention
+from manyhead.mixers.moh import MixtureOfHeads
+from manyhead.mixers.multihead import MultiHeadAttention
+from manyhead.mixers.rcmha import RelativeConvolutionalAttention
+from manyhead.mixers.routing import RoutingAttention
+from manyhead.mixers.selective import S6, SSD
+from manyhead.mixers.self_scored import SelfScoredAttention
+from manyhead.mixers.shifted_groups import ShiftedGroupAttention
+from manyhead.mixers.subsampled import SubsampledAttention
+from manyhead.mixers.taylor import SeparateTaylorAttention, TaylorAttention
+from manyhead.mixers.tokenwise import TokenwiseMixer
+
+WIDTH = 16
+
+
+def heads(causal, **options):
+    return MultiHeadAttention(WIDTH, 4, causal=causal, **options)
+
+
+def always_causal(make):
+    """A mixer that has no argument for the use: built for causal self-attention only."""
+
+    def build(causal):
+        if not causal:
+            raise InputError("causal only")
+        return make()
+
+    return build
+
+
+# name -> how to build it, its uses (noncausal self, causal self, noncausal cross, causal cross)
+ROWS = {
+    "multihead": (heads, "yyy-"),
+    "grouped": (lambda causal: heads(causal, kv_heads=2, qk_norm=True), "yyy-"),
+    "mixture of heads": (lambda causal: MixtureOfHeads(heads(causal), 1, 2), "yyy-"),
+    "linear": (lambda causal: LinearAttention(WIDTH, 4, causal=causal), "yy--"),
+    "linear cross": (lambda causal: LinearAttention(WIDTH, 4, causal=causal, cross=True), "--yy"),
+    "routing": (lambda causal: RoutingAttention(WIDTH, 4, 2, 4, 10, block=8, causal=causal), "yy--"),
+    "routing all": (
+        lambda causal: RoutingAttention(WIDTH, 4, 4, 4, 10, causal=causal, share_qk=False), "yyy-"),
+    "routing strict": (
+        lambda causal: RoutingAttention(
+            WIDTH, 4, 2, 4, 10, block=8, causal=causal, strict_causal=True
+        ),
+        "-y--",
+    ),
+    "rcmha": (lambda causal: RelativeConvolutionalAttention(WIDTH, 4, causal=causal), "yy--"),
+    "shifted groups": (lambda causal: ShiftedGroupAttention(heads(causal), 10), "yy--"),
+    "subsampled": (lambda causal: SubsampledAttention(heads(causal)), "yyy-"),
+    "sinks and window": (lambda causal: SinkWindowAttention(heads(causal), 9), "-y--"),
+    "heavy hitters": (lambda causal: HeavyHitterAttention(heads(causal), 300, 300), "-y--"),
+    "taylor": (lambda causal: TaylorAttention(WIDTH, 4, causal=causal, rotary_base=1e4), "-y--"),
+    "taylor separate": (lambda causal: SeparateTaylorAttention(WIDTH, 4, causal=causal), "-y--"),
+    "self-scored": (lambda causal: SelfScoredAttention(WIDTH, 4, causal=causal), "-y--"),
+    "foreign maps": (lambda causal: ForeignMapAttention(WIDTH, 4, causal=causal, rotary_base=1e4), "-y--"),
+    "tokenwise": (lambda causal: TokenwiseMixer(WIDTH), "yy--"),
+    "aaren": (always_causal(lambda: Aaren(WIDTH, 4)), "-y--"),
+    "normalized": (always_causal(lambda: NormalizedAttention(WIDTH, 4)), "-y--"),
+    "s6": (always_causal(lambda: S6(WIDTH, 4)), "-y--"),
+    "ssd": (always_causal(lambda: SSD(WIDTH, 4)), "-y--"),
+    "lru": (always_causal(lambda: LRU(WIDTH, 8)), "-y--"),
+    "rglru": (always_causal(lambda: RGLRU(WIDTH)), "-y--"),
+    "qlstm": (always_causal(lambda: QLSTM(WIDTH)), "-y--"),
+}  # fmt: skip
+PATTERNS = {NONCAUSAL_SELF: (False, False), CAUSAL_SELF: (True, False), NONCAUSAL_CROSS: (False, True),
+            CAUSAL_CROSS: (True, True)}  # fmt: skip
+# which of those with a noncausal form treat a sequence as a set
+SETS = {"multihead": True, "grouped": True, "mixture of heads": True, "linear": True, "routing all": True,
+        "subsampled": True, "tokenwise": True, "routing": False, "rcmha": False,
+        "shifted groups": False}  # fmt: skip
+# which clusters' members a causal query sees depends on the future, though no value of it does
+KNOWS_THE_FUTURE = ("routing", "routing all")
+
+
+def made(name, causal):
+    torch.manual_seed(0)
+    mixer = ROWS[name][0](causal).eval()
+    if name == "taylor separate":  # its first divisor may vanish where products have both signs
+        with torch.no_grad():
+            for projection in (mixer.q_proj, mixer.k_proj):
+                projection.bias.fill_(3.0)
+    return mixer
+
+
+def tokens(length, seed=0):
+    return torch.randn(2, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ROWS)
+@torch.no_grad()
+def test_uses_by_trying_all_four(name):
+    found = ""
+    for use, (causal, cross) in PATTERNS.items():
+        try:
+            mixer = made(name, causal)
+        except InputError:
+            found += "-"
+            continue
+        try:
+            y = mixer(tokens(40), tokens(30, 1)) if cross else mixer(tokens(40))
+        except InputError:
+            found += "-"
+            assert use not in mixer.supports
+            continue
+        found += "y"
+        assert use in mixer.supports
+        assert y.shape == (2, 40, WIDTH)
+        assert torch.isfinite(y).all()
+    assert found == ROWS[name][1]
+
+
+CAUSAL = [name for name, (_, uses) in ROWS.items() if uses[1] == "y"]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_the_future_changes_no_bit_of_the_past(name):
+    mixer, x = made(name, True), tokens(60)
+    changed = torch.cat([x[:, :37], tokens(23, 1)], 1)
+    options = {"membership": mixer.membership(x)} if name in KNOWS_THE_FUTURE else {}
+    assert torch.equal(mixer(changed, **options)[:, :37], mixer(x, **options)[:, :37])
+    if name in KNOWS_THE_FUTURE:
+        assert not torch.equal(mixer(changed)[:, :37], mixer(x)[:, :37])
+
+
+@pytest.mark.parametrize("name", SETS)
+@torch.no_grad()
+def test_permuted_tokens_give_permuted_outputs_where_a_sequence_is_a_set(name):
+    mixer, x = made(name, False), tokens(40)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    difference = float((mixer(x[:, order]) - mixer(x)[:, order]).abs().max())
+    assert (difference < 1e-5) == SETS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if made(name, True).recurrent])
+@torch.no_grad()
+def test_steps_equal_the_parallel_form_over_512_tokens(name):
+    mixer, x = made(name, True), tokens(512)
+    whole = mixer(x)
+    state, steps = mixer.initial_state(2, capacity=512), []
+    for t in range(512):
+        y, state = mixer.step(x[:, t], state)
+        steps.append(y)
+    torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_every_row_that_streams_is_known():
+    """A mixer that loses its recurrent form would otherwise leave the test above in silence."""
+    still = {"routing", "routing all", "shifted groups"}
+    assert {name for name in CAUSAL if not made(name, True).recurrent} == still
