@@ -76,6 +76,27 @@ def test_steps_equal_the_strictly_causal_parallel_form(share: bool) -> None:
         torch.testing.assert_close(torch.stack(outs, 1), layer(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"causal": False, "share_qk": True},
+        {"causal": False, "share_qk": False},
+        {"causal": True},
+        {"causal": True, "strict_causal": True},
+    ],
+)
+def test_padding_at_the_end_is_as_if_it_were_not_there(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    mixer = RoutingAttention(16, 4, 2, 3, 5, block=4, **options).train()
+    other = RoutingAttention(16, 4, 2, 3, 5, block=4, **options).train()
+    other.load_state_dict(mixer.state_dict())
+    x, padding = torch.randn(2, 20, 16), torch.arange(20) >= 13
+    padded = mixer(x, padding=padding.expand(2, -1))[:, :13]
+    torch.testing.assert_close(padded, other(x[:, :13]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixer.commitment, other.commitment)
+    torch.testing.assert_close(mixer.centroids.means, other.centroids.means)
+
+
 def test_the_order_of_clusters_and_the_scale_of_tokens_do_not_matter() -> None:
     layer, x = RoutingAttention(16, 2, 2, 4, 4, causal=False, share_qk=True).eval(), tokens(2, 16, 16)
     before, members = layer(x), layer.membership(x)[0]

@@ -19,6 +19,7 @@ def local_attention(
     value_table: Tensor,
     *,
     causal: bool,
+    absent: Tensor | None = None,
 ) -> Tensor:
     """Attend to one's own block and `flank` blocks before it, and after it if not causal.
 
@@ -31,6 +32,7 @@ def local_attention(
         key_table: `(heads, 2 m + 1, d)`, a row for each clipped distance from -m to m.
         value_table: likewise.
         causal: whether a token sees itself and earlier ones only.
+        absent: True where a key is padding, `(batch, tokens)`.
     """
     tokens = q.shape[2]
     blocks = -(-tokens // block)
@@ -49,6 +51,9 @@ def local_attention(
     seen = (key_at[:, None] >= 0) & (key_at[:, None] < tokens)
     if causal:
         seen = seen & (distance <= 0)
+    if absent is not None:
+        there = pad(~absent, (flank * block, fill + after * block)).unfold(1, width, block)
+        seen = seen & there[:, None, :, None]  # (batch, 1, blocks, block, width)
     m = key_table.shape[1] // 2
     row = distance[0].clamp(-m, m) + m
     logits = q @ k.mT + torch.einsum("zhnid,hijd->zhnij", q, key_table[:, row])

@@ -44,11 +44,17 @@ class Centroids(nn.Module):
         """Products of `(batch, heads, tokens, d)` with the centres, `(batch, heads, tokens, clusters)`."""
         return x @ self.means.mT
 
-    def commitment(self, x: Tensor) -> Tensor:
-        """Mean squared distance to the nearest centre, over all elements; its gradient moves the tokens."""
+    def commitment(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Mean squared distance to the nearest centre, over all elements; its gradient moves the tokens.
+
+        Args:
+            x: normed tokens `(batch, heads, tokens, head_dim)`.
+            keep: True where a token counts, `(batch, tokens)`.
+        """
         nearest = self.scores(x.detach()).argmax(-1)  # (batch, heads, tokens)
         heads = torch.arange(len(self.means), device=x.device)[:, None]
-        return (x - self.means[heads, nearest]).square().mean()
+        squares = (x - self.means[heads, nearest]).square()
+        return squares.mean() if keep is None else squares.transpose(1, 2)[keep].mean()
 
     @torch.no_grad()
     def update(self, x: Tensor, keep: Tensor | None = None) -> None:

@@ -164,9 +164,14 @@ class RoutingAttention(Mixer):
             return q_index, q_index if self.share_qk else best_members(self.scores(k), self.window)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, membership: Membership | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        membership: Membership | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """Mix; `membership` freezes who is in which cluster.
+        """Mix; `membership` freezes who is in which cluster, `padding` `(batch, keys)` marks absent keys.
 
         In training the centroids move and `commitment` holds the loss to add (see `commitment_loss`).
         """
@@ -185,31 +190,53 @@ class RoutingAttention(Mixer):
                     self.flank,
                     *tables,
                     causal=self.causal,
+                    absent=padding,
                 )
             )
         if self.routed:
-            outs.append(self._route(*self.routing_parts(q, k), v[:, local:], membership))
+            absent = (padding if context is None else None, padding)
+            outs.append(self._route(*self.routing_parts(q, k), v[:, local:], membership, absent))
         out: Tensor = self.out_proj(torch.cat(outs, 1).transpose(1, 2).flatten(2))
         return out
 
-    def _route(self, q: Tensor, k: Tensor, v: Tensor, membership: Membership | None) -> Tensor:
+    def _route(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        membership: Membership | None,
+        absent: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
+        """The routing heads; `absent` marks padding among queries and among keys, `(batch, tokens)`."""
         if self.strict_causal:
             q_cluster, k_cluster = (self.scores(part.detach()).argmax(-1) for part in (q, k))
-            out = recent_attention(q, k, v, *recent_members(q_cluster, k_cluster, self.clusters, self.window))
+            if absent[1] is not None:  # a cluster of their own, which no query belongs to
+                k_cluster = k_cluster.masked_fill(absent[1][:, None], self.clusters)
+            found = recent_members(q_cluster, k_cluster, self.clusters + 1, self.window)
+            out = recent_attention(q, k, v, *found)
         else:
             if membership is None:
-                q_index = best_members(self.scores(q.detach()), self.window)
-                k_index = q_index if self.share_qk else best_members(self.scores(k.detach()), self.window)
-                membership = q_index, k_index
-            out = cluster_attention(q, k, v, *membership, causal=self.causal, epsilon=self.count_epsilon)
+                q_index = self._best(q, absent[0])
+                membership = q_index, q_index if self.share_qk else self._best(k, absent[1])
+            out = cluster_attention(
+                q, k, v, *membership, causal=self.causal, absent=absent[1], epsilon=self.count_epsilon
+            )
         self.commitment = None
         if self.training and self.router == "kmeans":
             # shared queries count twice, as queries and as keys
-            self.commitment = self.beta * (self.centroids.commitment(q) + self.centroids.commitment(k))
-            self.centroids.update(q)
+            keep_q, keep_k = (None if mask is None else ~mask for mask in absent)
+            of_both = self.centroids.commitment(q, keep_q) + self.centroids.commitment(k, keep_k)
+            self.commitment = self.beta * of_both
+            self.centroids.update(q, keep_q)
             if not self.share_qk:
-                self.centroids.update(k)
+                self.centroids.update(k, keep_k)
         return out
+
+    def _best(self, x: Tensor, absent: Tensor | None) -> Tensor:
+        scores = self.scores(x.detach())
+        if absent is not None:  # chosen only where a cluster wants more tokens than there are
+            scores = scores.masked_fill(absent[:, None, :, None], -torch.inf)
+        return best_members(scores, self.window)
 
     @property
     def recurrent(self) -> bool:
