@@ -10,9 +10,11 @@ from plotly.subplots import make_subplots
 
 from manyhead.report.page import COLOURS, Cell, Page
 from manyhead.stocks import charts, comparisons, words
+from manyhead.stocks.controls_page import controls_section
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.holding import words_of
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
+from manyhead.stocks.live.card import CARD, drift_points
 from manyhead.stocks.portfolio.ledger import Ledger, data_hash
 from manyhead.stocks.portfolio.verdict import Verdict, count_luck
 from manyhead.stocks.result import LEDGER, Result
@@ -40,10 +42,12 @@ def write_report(result: Result, against: Result | None = None) -> Path:
     _other_books(page, result)
     _baselines(page, result)
     _luck(page, result)
+    controls_section(page, result)
     if against is not None:
         _against(page, result, against)
     _training(page, result)
     _attention(page, result)
+    _still(page, result)
     _reproduce(page, result)
     return page.save(result.report)
 
@@ -339,6 +343,21 @@ def _attention(page: Page, result: Result) -> None:
     figure.update_yaxes(autorange="reversed", type="category")
     page.chart(figure, f"The {len(names)} stocks that receive most attention.", 620)
     page.table(*comparisons.attention_table(links, received, result))
+
+
+def _still(page: Page, result: Result) -> None:
+    place = RunFolder(result.folder)
+    if not (place.path / CARD).exists():
+        return
+    facts = place.read_json(CARD)
+    page.section(
+        "Will it hold tomorrow?",
+        "manyhead stocks update scores new days with the newest split's models and watches for drift; "
+        "model_card.md, beside this page, says what they are for and is kept up to date.",
+    )
+    page.points(drift_points(facts))
+    for alarm in facts["alarms"]:
+        page.note(alarm, "warn")
 
 
 def _reproduce(page: Page, result: Result) -> None:

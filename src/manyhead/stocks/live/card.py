@@ -22,6 +22,8 @@ from manyhead.stocks.metrics import daily_ic
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.splits import Split
 
+CARD = "model_card.json"
+
 USE = (
     "Ranking the stocks of its universe against each other for the next trading day's close to the close "
     "after, as research on whether these prices hold such a signal.",
@@ -116,7 +118,7 @@ def write_card(
         "live": {"days": live.n_unique(), "last": str(live.max()) if len(live) else None},
         "alarms": said,
     }
-    place.write_json("model_card.json", facts)
+    place.write_json(CARD, facts)
     write_text(place.path / "model_card.md", markdown(facts))
     return Card(facts, said)
 
@@ -220,42 +222,44 @@ def markdown(facts: dict[str, Any]) -> str:
         "",
         "## Does it still hold?",
         "",
-        *_drift_lines(facts),
+        "\n\n".join(drift_points(facts)),
+        *_drifted(facts),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _drift_lines(facts: dict[str, Any]) -> list[str]:
+def drift_points(facts: dict[str, Any]) -> list[str]:
+    """Say what was compared, and how near to an alarm it is."""
     inputs, skill = facts["drift"]["inputs"], facts["drift"]["skill"]
-    lines = []
-    if inputs is None:
-        lines.append("Inputs: not compared.")
-    else:
-        lines.append(
+    points = ["Inputs: not compared."]
+    if inputs is not None:
+        points = [
             f"Inputs of {inputs['first']} to {inputs['last']} ({inputs['days']} days) against the training "
             f"days: {len(inputs['drifted'])} of {inputs['inputs']} drifted; nearest to its threshold: "
             f"{inputs['nearest']['input']} at {inputs['nearest']['share of its threshold']:.2f} of it. The "
             "measure is the population stability index over training deciles; an input may reach twice what "
             "60-day stretches of the training span reached against the rest of it, and 0.25 at least: the "
             "customary 0.25 alone is for independent cases, which market days are not."
-        )
-        if inputs["drifted"]:
-            lines += ["", "| input | index | alarm above |", "|---|---|---|"]
-            lines += [
-                f"| {one['input']} | {one['index']:.2f} | {one['threshold']:.2f} |"
-                for one in inputs["drifted"][:20]
-            ]
-    lines.append("")
+        ]
     if skill["low"] is None:
-        lines.append(
+        points.append(
             f"Skill: {skill['days']} decided days since the run; {drift.FEWEST_DAYS} are needed to judge."
         )
     else:
-        lines.append(
+        points.append(
             f"Skill: mean daily IC of the last {skill['days']} decided days {_signed(skill['mean'])}; "
             f"stretches of the test as long have {_signed(skill['low'])} to {_signed(skill['high'])} (95 %)."
         )
-    return lines
+    return points
+
+
+def _drifted(facts: dict[str, Any]) -> list[str]:
+    """The inputs that drifted, worst first, as a table."""
+    inputs = facts["drift"]["inputs"]
+    if inputs is None or not inputs["drifted"]:
+        return []
+    rows = [f"| {one['input']} | {one['index']:.2f} | {one['threshold']:.2f} |" for one in inputs["drifted"]]
+    return ["", "| input | index | alarm above |", "|---|---|---|", *rows[:20]]
 
 
 def _signed(value: float | None) -> str:

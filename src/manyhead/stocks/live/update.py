@@ -22,7 +22,7 @@ from manyhead.stocks.evaluate import Grid, ensemble, models_of
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.holding import MAIN, exchange_of, strategy_of
 from manyhead.stocks.items import STOCKFORMER, pieces_of, read_scores
-from manyhead.stocks.live.card import Card, write_card
+from manyhead.stocks.live.card import CARD, Card, write_card
 from manyhead.stocks.live.drift import DRIFT_DAYS, input_drift, load_reference
 from manyhead.stocks.live.history import History, merge, refuse
 from manyhead.stocks.live.scores import Scorer, read_live, with_earnings, write_live
@@ -110,7 +110,7 @@ def update(
         notes += _absent(scorer, panel)
         known = load_reference(scorer.main_folder)
         inputs = None if known is None else input_drift(known, prepared, range(0, prepared.panel.days))
-        earlier = place.read_json("model_card.json") if (place.path / "model_card.json").exists() else None
+        earlier = place.read_json(CARD) if (place.path / CARD).exists() else None
         card = write_card(
             place, config, scorer.trained_on, scorer.split, scorer.symbols, every, inputs, earlier
         )
