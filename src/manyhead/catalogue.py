@@ -21,6 +21,7 @@ SLUGS: tuple[str, ...] = (
     "multi_lane",
     "flat_mtl",
     "rep_mtl",
+    "controllable_mtl",
     "long_sequence_unified",
     "lama",
     "modular_vision",

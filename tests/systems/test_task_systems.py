@@ -11,7 +11,17 @@ from manyhead.testing.systems import check_system
 
 
 @pytest.mark.parametrize(
-    "slug", ["tall_masks", "r_mtgb", "multi_lane", "flat_mtl", "rep_mtl", "modular_vision", "task_expert"]
+    "slug",
+    [
+        "tall_masks",
+        "r_mtgb",
+        "multi_lane",
+        "flat_mtl",
+        "rep_mtl",
+        "controllable_mtl",
+        "modular_vision",
+        "task_expert",
+    ],
 )
 def test_the_entry_of_the_catalogue_is_whole(slug: str) -> None:
     check_system(load(slug))
