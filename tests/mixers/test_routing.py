@@ -1,7 +1,10 @@
 """Routing attention: balanced clusters, true positions, strict causality, centroids that find blobs."""
 
+import math
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from manyhead.errors import InputError
 from manyhead.kernels.clusters import best_members, cluster_attention
@@ -147,3 +150,24 @@ def test_the_port_averages_and_masks_by_true_position() -> None:
     for t in range(12):
         (grad,) = torch.autograd.grad(out[:, :, t].sum(), v, retain_graph=True)
         assert (grad[:, :, t + 1 :] == 0).all()
+
+
+def test_clusters_of_the_square_root_cost_less_memory_and_work_than_one_of_all() -> None:
+    """Bytes kept for the backward pass and multiplications, counted, from 256 to 1,024 tokens."""
+
+    def cost(tokens: int, clusters: int, window: int) -> tuple[int, int]:
+        torch.manual_seed(0)
+        mixer, kept = RoutingAttention(16, 2, 2, clusters, window, share_qk=True), []
+        x = torch.randn(1, tokens, 16)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            mixer.eval()(x)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            mixer(x)
+        return sum(kept), counter.get_total_flops()
+
+    short, long = (cost(n, int(n**0.5), int(n**0.5)) for n in (256, 1024))
+    dense_short, dense_long = (cost(n, 1, n) for n in (256, 1024))
+    for n, most in ((0, 1.2), (1, 1.6)):
+        assert math.log(long[n] / short[n], 4) <= most
+        assert math.log(dense_long[n] / dense_short[n], 4) > 1.7
+    assert long[0] <= 0.35 * dense_long[0]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from manyhead.errors import InputError
 from manyhead.mixers.multihead import MultiHeadAttention
@@ -150,6 +151,20 @@ def test_with_equal_logits_the_mean_is_unbiased() -> None:
         exact = mixer.eval()(x[:1])[0, 0]
     error = 4 * out.std(0) / math.sqrt(2000)
     assert ((out.mean(0) - exact).abs() < error + 1e-6).all()
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.125])
+def test_scores_and_averages_cost_their_share_of_the_sources(rho: float) -> None:
+    """Multiplications beside the four projections, counted, with one's own key as an element-wise product."""
+
+    def work(share: float) -> int:
+        mixer = layer(True, share).train()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            mixer(torch.zeros(2, 128, 16))
+        return counter.get_total_flops() - 4 * 2 * 2 * 128 * 16 * 16
+
+    assert work(1.0) == 2 * 2 * 2 * 128 * 128 * 16
+    assert work(rho) == rho * work(1.0)
 
 
 def test_draws_repeat_by_seed_and_differ_between_layers_and_samples() -> None:
