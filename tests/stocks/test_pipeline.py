@@ -128,7 +128,13 @@ def test_the_report_shows_every_chart_without_console_errors(finished: Result) -
     seen = open_page(finished.report)
     assert seen.errors == []
     assert seen.charts == seen.drawn == 9
-    for words in ("In short", "Mean daily IC", "What would change this", "Survivorship", "Who attends to whom"):
+    for words in (
+        "In short",
+        "Mean daily IC",
+        "What would change this",
+        "Survivorship",
+        "Who attends to whom",
+    ):
         assert words in seen.text
 
 

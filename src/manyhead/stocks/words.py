@@ -140,8 +140,8 @@ def what_would_change(result: Result) -> str:
     if skilled(own) == "no skill that differs from zero":
         return (
             "What would change this: at this day-to-day noise, a true IC of 0.02 needs about "
-            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days} were "
-            "tested. More splits (--splits all) add days; a wider universe makes each day less noisy."
+            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days} "
+            "were tested. More splits (--splits all) add days; a wider universe makes each day less noisy."
         )
     return (
         "What would change this: a later test span in which the IC falls back to zero, a leak that "
