@@ -8,7 +8,7 @@ first stage that does, and the first date, say where the future came in.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from manyhead.stocks.labels import SELL
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.prepare import Prepared, prepare
 from manyhead.stocks.splits import Split
+
+if TYPE_CHECKING:
+    from manyhead.stocks.selector import Selector
 
 REPLACEMENTS = ("missing", "noise", "drift")
 STAGES = ("universe", "factors", "scaled factors", "returns", "relations", "scores", "trades")
@@ -131,6 +134,7 @@ def check_pipeline(
     seed: int = 0,
     replacements: Sequence[str] = REPLACEMENTS,
     train: bool = True,
+    selector: "Selector | None" = None,
 ) -> list[Leak]:
     """Check the whole pipeline of one split, stage by stage, down to scores and trades.
 
@@ -144,6 +148,8 @@ def check_pipeline(
         replacements: which replacements to try.
         train: also train the model on the altered prices and compare scores and trades; without it the
             check ends at the model's inputs.
+        selector: a model that was trained on the split: it scores both sides in place of new training, whose
+            inputs are compared anyway.
 
     Returns:
         the first leak of each decision row and replacement; an empty list for a clean pipeline.
@@ -155,14 +161,14 @@ def check_pipeline(
     outside = [row for row in chosen if row not in range(split.validation_end, panel.days)]
     if outside:
         raise InputError(f"decision rows must lie after the validation span, got {outside[0]}")
-    clean = _Stages(panel, split, config, sectors, seed, train)
+    clean = _Stages(panel, split, config, sectors, seed, train, selector)
     leaks = []
     for row in dict.fromkeys(chosen):
         for replacement in replacements:
             leak: Leak | None
             try:
                 altered = replaced(panel, row, replacement, seed)
-                other = _Stages(altered, split, config, sectors, seed, train)
+                other = _Stages(altered, split, config, sectors, seed, train, selector)
                 leak = clean.first_leak(other, row, replacement)
             except InputError as refused:  # a stage that needs the days after the decision to exist
                 stage = "universe" if str(refused).startswith("universe") else "factors"
@@ -184,6 +190,7 @@ class _Stages:
         sectors: Mapping[str, str] | None,
         seed: int,
         train: bool,
+        trained: "Selector | None" = None,
     ) -> None:
         from manyhead.stocks import learn
         from manyhead.stocks.evaluate import standardised
@@ -195,7 +202,7 @@ class _Stages:
         self.rows = self.scores = None
         if train:
             windows, inner = self.prepared.windows, self.prepared.split
-            selector, _ = learn.train(self.prepared, config, seed)
+            selector = trained or learn.train(self.prepared, config, seed)[0]
             validation = windows.decision_rows(inner.validation, within=config.splits.within, labelled=True)
             self.rows = windows.decision_rows(inner.test, within=config.splits.within)
             chosen, _ = choose(

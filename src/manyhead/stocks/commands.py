@@ -24,6 +24,12 @@ def run_command(
     ray: Ray = None,
     resume: Resume = False,
     against: Annotated[Path | None, typer.Option(help="Another run to compare with in the report.")] = None,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="Send the leak canary through every split; see the report.")
+    ] = False,
+    placebo: Annotated[
+        int, typer.Option(help="Runs on labels permuted within each day, for the report.")
+    ] = 0,
 ) -> None:
     """Run everything: models and baselines over rolling splits, portfolio after costs, report."""
     from manyhead.stocks.folder import RunFolder
@@ -36,7 +42,16 @@ def run_command(
         raise InputError("--resume needs --out, the folder of the run to continue")
     chosen = RunFolder(out).config() if resume and out is not None and not wanted.given else wanted.config()
     other = None if against is None else collect(against)
-    result = run(chosen, folder(out), resume=resume, workers=workers or cores(), ray=ray, against=other)
+    result = run(
+        chosen,
+        folder(out),
+        resume=resume,
+        workers=workers or cores(),
+        ray=ray,
+        against=other,
+        canary=canary,
+        placebo=placebo,
+    )
     typer.echo(summarise(result))
 
 

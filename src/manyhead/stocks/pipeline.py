@@ -15,6 +15,7 @@ from manyhead.errors import InputError
 from manyhead.files import atomic
 from manyhead.stocks import learn
 from manyhead.stocks.config import Config
+from manyhead.stocks.controls import check_folds, run_placebo
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.holding import MAIN
 from manyhead.stocks.items import STOCKFORMER, Item, Scored, choose, pieces_of, read_facts, store, table
@@ -44,6 +45,8 @@ def run(
     ray: str | None = None,
     progress: bool = True,
     against: Result | None = None,
+    canary: bool = False,
+    placebo: int = 0,
 ) -> Result:
     """Run the pipeline that a configuration describes.
 
@@ -55,6 +58,8 @@ def run(
         ray: address of a Ray cluster in place of local processes.
         progress: show what is running.
         against: another run to compare with in the report.
+        canary: send the leak canary through every split, see `controls`.
+        placebo: runs on permuted labels for the report; 0 leaves them out.
 
     Raises:
         InputError: if the prices or a setting cannot be used, or `folder` holds another run.
@@ -80,6 +85,10 @@ def run(
         title="stocks run",
         progress=progress,
     )
+    if canary:
+        check_folds(place, workers=workers, ray=ray, progress=progress)
+    if placebo:
+        run_placebo(place, placebo)
     result = collect(place.path)
     enter(result, place.path.parent / LEDGER)
     write_results(result, against)
@@ -91,11 +100,22 @@ def load_panel(config: Config) -> tuple[Panel, Mapping[str, str] | None]:
     return panel_from(load_rows(config), config), load_sectors(config)
 
 
-def load_rows(config: Config, prices: Any = None) -> PriceRows:
-    """Read prices as their source gives them: a configuration's own, or others of the same form."""
+def load_rows(
+    config: Config, prices: Any = None, *, since: str | None = None, client: Any = None
+) -> PriceRows:
+    """Read prices as their source gives them.
+
+    Args:
+        config: settings; they name the columns and the first day.
+        prices: later prices of the same form, read to their end; the configuration's own if left out.
+        since: first day to read of later prices; the configuration's own if left out.
+        client: stands in for the yfinance package.
+    """
     data = config.data
-    source = data.prices if prices is None else prices
-    return read_rows(source, start=data.start, end=data.end, columns=data.columns or None)
+    columns = data.columns or None
+    if prices is None:
+        return read_rows(data.prices, start=data.start, end=data.end, columns=columns, client=client)
+    return read_rows(prices, start=since or data.start, columns=columns, client=client)
 
 
 def panel_from(rows: PriceRows, config: Config, renames: Sequence[Rename] = ()) -> Panel:
