@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from manyhead.errors import InputError
@@ -11,6 +12,7 @@ from manyhead.kernels.clusters import best_members, cluster_attention
 from manyhead.kernels.clusters_normalised import clustered_attention
 from manyhead.layers.centroids import Centroids, unit_norm
 from manyhead.mixers.routing import RoutingAttention, commitment_loss, routing_layers
+from manyhead.mixers.routing_port import PortRoutingAttention, member_means
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -150,6 +152,56 @@ def test_the_port_averages_and_masks_by_true_position() -> None:
     for t in range(12):
         (grad,) = torch.autograd.grad(out[:, :, t].sum(), v, retain_graph=True)
         assert (grad[:, :, t + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("share", [False, True])
+def test_the_ports_mixer_starts_at_its_first_batch_and_follows_its_members(causal: bool, share: bool) -> None:
+    torch.manual_seed(0)
+    mixer = PortRoutingAttention(
+        16, 4, 3, 6, causal=causal, share_qk=share, rotary_base=1e4, decay=0.9
+    ).eval()
+    x = torch.randn(2, 20, 16)
+    assert not mixer.started
+    y = mixer(x)
+    assert mixer.started
+    torch.testing.assert_close(mixer.means.norm(dim=-1), torch.ones(4, 3))
+    assert torch.equal(mixer(x), y)  # at rest in evaluation
+    q, k, v = mixer.parts(x)
+    assert torch.equal(q, k) == share
+    out, loss = clustered_attention(
+        q, k, v, mixer.means, 6, shared_qk=share, causal=causal,
+        memory_key=mixer.memory_key, memory_value=mixer.memory_value,
+    )  # fmt: skip
+    torch.testing.assert_close(mixer.out_proj(out.transpose(1, 2).flatten(2)), y)
+    before = mixer.means.clone()
+    mixer.train()(x).square().sum().backward()
+    torch.testing.assert_close(commitment_loss(mixer), loss)
+    unit = nn.functional.normalize(q if share else torch.cat([q, k], 2), dim=-1)
+    nearest = (unit @ before.mT).argmax(-1)
+    for h in range(4):
+        for c in range(3):
+            mine = unit[:, h][nearest[:, h] == c].sum(0)
+            goal = mine / mine.norm() if (nearest[:, h] == c).any() else before[h, c]
+            torch.testing.assert_close(mixer.means[h, c], 0.9 * before[h, c] + 0.1 * goal)
+
+
+def test_the_ports_memory_keeps_causal_queries_from_seeing_nothing() -> None:
+    with pytest.raises(InputError, match="memory is at least 1"):
+        PortRoutingAttention(16, 4, 3, 6, memory=0)
+    assert PortRoutingAttention(16, 4, 3, 6).memory_key.shape == (4, 3, 1, 4)
+    assert PortRoutingAttention(16, 4, 3, 6, share_qk=True).memory_key.shape == (4, 3, 0, 4)
+
+
+def test_spherical_means_find_blobs() -> None:
+    torch.manual_seed(0)
+    centres = torch.eye(8)[:4]
+    label = torch.randint(4, (2, 1, 100))
+    x = nn.functional.normalize(centres[label] + 0.05 * torch.randn(2, 1, 100, 8), dim=-1)
+    means = centres[None] + 0.3 * torch.randn(1, 4, 8)
+    for _ in range(5):
+        means = member_means(x, means)
+    assert ((x @ means.mT).argmax(-1) == label).float().mean() > 0.99
 
 
 def test_clusters_of_the_square_root_cost_less_memory_and_work_than_one_of_all() -> None:

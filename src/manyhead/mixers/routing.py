@@ -289,8 +289,8 @@ def commitment_loss(network: nn.Module) -> Tensor:
     Raises:
         InputError: if none has run in training mode.
     """
-    found = [m.commitment for m in network.modules() if isinstance(m, RoutingAttention)]
-    losses = [loss for loss in found if loss is not None]
+    found = [getattr(m, "commitment", None) for m in network.modules() if isinstance(m, Mixer)]
+    losses = [loss for loss in found if isinstance(loss, Tensor)]
     if not losses:
         raise InputError("commitment_loss finds no routing attention that has run in training mode")
     return torch.stack(losses).sum()
