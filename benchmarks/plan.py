@@ -2,15 +2,18 @@
 
 `python benchmarks/plan.py [--cases 60] [--seed 0] [--json FILE]` draws grids, patterns, heads and sizes,
 and prints the share of cases in which the predicted peak bytes lie within 10 % of those measured, the
-share in which the predicted faster of two kernels was the faster one (processor time), and whether every
-refusal is a sentence. Cases whose two times are within 5 % of each other count as right.
+share in which the predicted faster of two kernels was the faster one (processor time), measured over
+estimated time of every kernel, and whether every refusal is a sentence. Cases whose two times are within
+5 % of each other count as right.
 """
 
 import argparse
 import json
+import math
 import random
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -86,6 +89,8 @@ def one(number: int, source: random.Random) -> dict[str, Any]:
         "bytes_ratio": found.peak_bytes / measured,
         "seconds": taken,
         "rival_seconds": other,
+        "planned_seconds": found.seconds[found.kernel],
+        "rival_planned_seconds": found.seconds.get(rival, math.nan),
         "right": taken <= 1.05 * other,
         "refusals": found.refusals,
     }
@@ -109,6 +114,17 @@ def main() -> None:
             f"{row['rival_seconds'] * 1e3:7.1f} ms {'' if row['right'] else 'WRONG'}",
             flush=True,
         )
+    for kernel in sorted({row["kernel"] for row in rows} | {row["rival"] for row in rows}):
+        ratios = [row["seconds"] / row["planned_seconds"] for row in rows if row["kernel"] == kernel]
+        ratios += [
+            row["rival_seconds"] / row["rival_planned_seconds"] for row in rows if row["rival"] == kernel
+        ]
+        ratios = sorted(ratio for ratio in ratios if not math.isnan(ratio))
+        if ratios:
+            print(
+                f"{kernel}: measured over estimated time {median(ratios):.2f} (median of {len(ratios)}), "
+                f"{ratios[len(ratios) // 10]:.2f} to {ratios[-1 - len(ratios) // 10]:.2f} in four of five"
+            )
     within = sum(abs(row["bytes_ratio"] - 1) <= 0.1 for row in rows) / len(rows)
     right = sum(row["right"] for row in rows) / len(rows)
     sentences = all(len(reason.split()) > 3 for row in rows for reason in row["refusals"].values())

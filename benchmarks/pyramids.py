@@ -1,8 +1,9 @@
 """Small MaxViT, DaViT and HaloNet beside a plain ViT and a plain convolutional net on CIFAR-10.
 
-`python benchmarks/pyramids.py [--minutes 3] [--seeds 0,1,2] [--networks ViT,DaViT] [--json FILE]` trains every
-network for the same processor time, one thread, on `cifar10_12k`, at about equal parameters. `python
-benchmarks/pyramids.py --join FILE... [--json FILE] [--page FILE]` makes one table of several such runs.
+`python benchmarks/pyramids.py [--minutes 3] [--seeds 0,1,2] [--networks ViT,DaViT] [--json FILE]` trains
+every network for the same processor time, one thread, on `cifar10_12k`, at about equal parameters.
+`python benchmarks/pyramids.py --join FILE... [--json FILE] [--page FILE]` makes one table of several such
+runs.
 """
 
 import argparse
@@ -66,6 +67,16 @@ def convolutions(widths: tuple[int, ...] = (40, 80, 144)) -> Pyramid:
     return Pyramid(nn.Identity(), stages, nn.Linear(before, 10))
 
 
+def halo_network() -> Pyramid:
+    """HaloNet whose first map is half the image, as that of MaxViT and DaViT here."""
+    network = halonet(
+        "h1", 10, widths=(44, 88, 176), depths=(1, 2, 2), heads=(4, 4, 4), block=4, halo=2, small_images=True
+    )
+    stem = nn.Conv2d(3, 44, 3, 2, 1, bias=False)
+    network.stem = ChannelsFirst(nn.Sequential(stem, nn.BatchNorm2d(44), nn.ReLU()))
+    return network
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "MaxViT": lambda: maxvit(
         classes=10, stem=24, widths=(48, 96), depths=(1, 1), head_dim=16, window=4, survival=0.9
@@ -73,9 +84,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "DaViT": lambda: davit(
         classes=10, window=4, patch=2, widths=(40, 84), heads=(2, 4), depths=(1, 2), drop_path=0.05
     ),
-    "HaloNet": lambda: halonet(
-        "h1", 10, widths=(44, 88, 176), depths=(1, 2, 2), heads=(4, 4, 4), block=4, halo=2, small_images=True
-    ),
+    "HaloNet": halo_network,
     "ViT": vit,
     "convolutions": convolutions,
 }
@@ -172,8 +181,8 @@ def main() -> None:
     lines = [
         "# Small pyramids on CIFAR-10",
         "",
-        f"`cifar10_12k`: 12,000 training and 3,000 test images, {' or '.join(f'{m:.3g}' for m in minutes)} minutes "
-        "of processor time on one thread for each network and seed, AdamW, batches of 64, flips.",
+        f"`cifar10_12k`: 12,000 training and 3,000 test images, {' or '.join(f'{m:.3g}' for m in minutes)} "
+        "minutes of processor time on one thread for each network and seed, AdamW, batches of 64, flips.",
         "",
         *table(rows),
         "",

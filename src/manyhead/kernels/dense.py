@@ -120,13 +120,13 @@ class Sdpa(Kernel):
 
     def seconds(self, request: Request) -> float:
         pairs = float(request.batch * request.heads * request.queries * request.keys)
-        products = (7 if request.grad else 2) * request.head_dim
-        passes = 6.0 if request.grad else 2.5
-        shared = 0.0
+        products = (5 if request.grad else 2) * request.head_dim
+        passes = 5.7 if request.grad else 2.3
+        shared = PER_CALL if request.grad else 0.0
         plain = _plain(request)
         if plain == "causal":
             pairs *= 0.5
         elif plain is None:
-            passes += 1.0
-            shared = request.queries * request.keys * 12 * PER_PASS  # the mask is made and converted
+            # the mask is made and converted
+            shared = request.queries * request.keys * 3.2 * PER_PASS + (10 if request.grad else 4) * PER_CALL
         return PER_CALL + pairs * (products * PER_PRODUCT + passes * PER_PASS) + shared

@@ -9,7 +9,8 @@ classes of a dilated pattern.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,17 +45,23 @@ class Rows:
         return samples * heads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Tiles computed together: a range per axis, with boxes of one size."""
 
     tiles: tuple[slice, ...]
     starts: tuple[Any, ...]  # per axis, where the boxes begin in class coordinates, an array
     widths: tuple[int, ...]  # per axis, keys per box
+    kinds: dict[tuple[int, int], Any] = field(default_factory=dict)  # masks of its parts, once asked for
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         return [tiles.stop - tiles.start for tiles in self.tiles]
+
+    @cached_property
+    def firsts(self) -> list[list[int]]:
+        """`starts` as plain numbers."""
+        return [[int(first) for first in starts] for starts in self.starts]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -72,6 +79,11 @@ def split_rows(layout: Layout, number: int) -> Iterator[Rows]:
     number = max(1, number)
     for sample, first in itertools.product(range(layout.batch), range(0, layout.key_heads, number)):
         yield Rows(slice(sample, sample + 1), slice(first, min(first + number, layout.key_heads)))
+
+
+def same_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether one of two tensors is a view of the other, or both of a third."""
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def query_rows(x: Tensor, layout: Layout, rows: Rows) -> Tensor:
@@ -140,12 +152,20 @@ def from_key_frame(x: Tensor, tiling: Tiling, grid: Grid, samples: int) -> Tenso
 
 def _tiles_of_queries(frame: Tensor, chunk: Chunk, tiling: Tiling) -> Tensor:
     """View of a chunk of a query frame: `(rows, classes, *tiles, groups, *sizes, C)`."""
-    axes = len(tiling.axes)
+    strides, offset = frame.stride(), frame.storage_offset()
+    counts, steps, sizes, inner = [], [], [], []
     for number, (axis, tiles) in enumerate(zip(tiling.axes, chunk.tiles, strict=True)):
-        count = tiles.stop - tiles.start
-        frame = frame.narrow(3 + 2 * number, tiles.start * axis.size, count * axis.size)
-        frame = frame.unflatten(3 + 2 * number, (count, axis.size))
-    return frame.permute(0, 1, *range(3, 3 + 2 * axes, 2), 2, *range(4, 4 + 2 * axes, 2), -1)
+        stride = strides[3 + number]
+        offset += tiles.start * axis.size * stride
+        counts.append(tiles.stop - tiles.start)
+        steps.append(axis.size * stride)
+        sizes.append(axis.size)
+        inner.append(stride)
+    return frame.as_strided(
+        (*frame.shape[:2], *counts, frame.shape[2], *sizes, frame.shape[-1]),
+        (*strides[:2], *steps, strides[2], *inner, strides[-1]),
+        offset,
+    )  # one call, where slicing axis by axis takes longer than the arithmetic on a tile
 
 
 def take_queries(frame: Tensor, chunk: Chunk, tiling: Tiling) -> Tensor:
@@ -154,10 +174,13 @@ def take_queries(frame: Tensor, chunk: Chunk, tiling: Tiling) -> Tensor:
     return x.reshape(math.prod(x.shape[: 2 + len(tiling.axes)]), -1, x.shape[-1])
 
 
-def put_queries(frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling) -> None:
-    """Write `(rows * classes * tiles, groups * queries, C)` to its place in a query frame."""
+def put_queries(frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling, *, add: bool = False) -> None:
+    """Write, or add, `(rows * classes * tiles, groups * queries, C)` to its place in a query frame."""
     target = _tiles_of_queries(frame, chunk, tiling)
-    target.copy_(x.view(target.shape))
+    if add:
+        target.add_(x.view(target.shape))
+    else:
+        target.copy_(x.view(target.shape))
 
 
 def _boxes(
@@ -174,24 +197,24 @@ def _boxes(
         axes, *widths, C)`.
     """
     choices = [
-        [slice(None)] if axis.regular else list(range(count))
-        for axis, count in zip(axes, chunk.counts, strict=True)
+        [None] if axis.regular else range(count) for axis, count in zip(axes, chunk.counts, strict=True)
     ]
+    strides = frame.stride()
     for where in itertools.product(*choices):
-        part, order_tiles, order_keys, behind = frame, [], [], frame.ndim
-        for number, (axis, chosen) in enumerate(zip(axes, where, strict=True)):
-            tile = 0 if axis.regular else chosen
-            first = int(chunk.starts[number][tile]) - axis.begin + offsets[number]
-            if axis.regular:
-                span = (chunk.counts[number] - 1) * axis.size + widths[number]
-                part = part.narrow(2 + number, first, span).unfold(2 + number, widths[number], axis.size)
-                order_tiles.append(2 + number)
-                order_keys.append(behind)
-                behind += 1
-            else:
-                part = part.narrow(2 + number, first, widths[number])
-                order_keys.append(2 + number)
-        yield where, part.permute(0, 1, *order_tiles, *order_keys, 2 + len(axes))
+        offset = frame.storage_offset()
+        counts, steps = [], []
+        for number, (axis, tile) in enumerate(zip(axes, where, strict=True)):
+            stride = strides[2 + number]
+            offset += (chunk.firsts[number][tile or 0] - axis.begin + offsets[number]) * stride
+            if tile is None:
+                counts.append(chunk.counts[number])
+                steps.append(axis.size * stride)
+        box = frame.as_strided(
+            (*frame.shape[:2], *counts, *widths, frame.shape[-1]),
+            (*strides[:2], *steps, *strides[2:-1], strides[-1]),
+            offset,
+        )
+        yield tuple(slice(None) if tile is None else tile for tile in where), box
 
 
 def take_keys(frame: Tensor, chunk: Chunk, tiling: Tiling, first: int, length: int) -> Tensor:
@@ -200,12 +223,14 @@ def take_keys(frame: Tensor, chunk: Chunk, tiling: Tiling, first: int, length: i
     offsets = [first] + [0] * (len(widths) - 1)
     taken = frame.new_empty(*frame.shape[:2], *chunk.counts, *widths, frame.shape[-1])
     for where, box in _boxes(frame, chunk, tiling.axes, offsets, widths):
-        taken[(slice(None), slice(None), *where)].copy_(box)
+        (taken if box.ndim == taken.ndim else taken[(slice(None), slice(None), *where)]).copy_(box)
     return taken.view(math.prod(taken.shape[: 2 + len(widths)]), -1, taken.shape[-1])
 
 
-def add_keys(frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling, first: int, length: int) -> None:
-    """Add `(tiles of all rows, keys, C)` onto the boxes of a key frame, the adjoint of `take_keys`.
+def add_keys(
+    frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling, first: int, length: int, *, factor: float = 1.0
+) -> None:
+    """Add `factor` times `(tiles of all rows, keys, C)` onto boxes of a frame, the adjoint of `take_keys`.
 
     Boxes of neighbouring tiles overlap; pieces no wider than a tile do not, so each is one addition.
     """
@@ -224,4 +249,5 @@ def add_keys(frame: Tensor, x: Tensor, chunk: Chunk, tiling: Tiling, first: int,
             source = source.narrow(2 + axes + number, at, width)
         offsets = [at + (first if number == 0 else 0) for number, (at, _) in enumerate(piece)]
         for where, box in _boxes(frame, chunk, tiling.axes, offsets, [width for _, width in piece]):
-            box.add_(source[(slice(None), slice(None), *where)])
+            mine = source if box.ndim == source.ndim else source[(slice(None), slice(None), *where)]
+            box.add_(mine, alpha=factor)

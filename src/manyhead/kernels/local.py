@@ -9,14 +9,16 @@ from torch import Tensor
 from manyhead.errors import InputError
 from manyhead.grid import Grid
 from manyhead.kernels import windows
-from manyhead.kernels.base import PER_CALL, Kernel, Request
-from manyhead.kernels.frames import Chunk, Layout
-from manyhead.kernels.tiles import axis_mask, choose, cost
+from manyhead.kernels.base import Kernel, Request
+from manyhead.kernels.frames import Layout
+from manyhead.kernels.masks import mask_entries
+from manyhead.kernels.tiles import choose, cost
 from manyhead.kernels.windows import Job, tiled_attention
 from manyhead.pattern.base import Pattern
 from manyhead.pattern.members import Chosen
 
-PER_CHUNK = 0.35e-3  # seconds of slicing and calling, a chunk of tiles
+PER_CHUNK = 0.015e-3  # seconds of slicing and calling, a chunk of tiles
+PER_START = 0.5e-3  # seconds before the first chunk
 
 
 @lru_cache(maxsize=128)
@@ -91,7 +93,8 @@ class Windows(Kernel):
             length = windows.parts(chunk, queries, budget)[0][1]
             keys = tiles * length * math.prod(chunk.widths[1:])
             logits = keys * request.groups * math.prod(tiling.tile)
-            mask = self._mask_entries(job, chunk, length) if job.inside is None else logits
+            first = windows.parts(chunk, queries, budget)[0]
+            mask = mask_entries(tiling, chunk, first) if job.inside is None else logits
             if request.grad:
                 arrays = max(2 * logits + keys * (2 * d + e), logits + mask + keys * d)
                 arrays += queries * (d + e + 2)
@@ -103,7 +106,7 @@ class Windows(Kernel):
         fixed = request.out_bytes + heads * size
         if len(self._jobs(request)) > 1 and not request.grad:
             fixed += request.out_bytes + 2 * heads * size
-        # frames of one sample, or of one head, that need no padding are views of the inputs
+        # frames of one sample, or of one head, that need no padding are views: of inputs, outputs, gradients
         single = rows <= request.key_heads or request.key_heads == 1
         single = single and tiling.classes == 1 and request.itemsize == size
         padded = any(axis.tiles * axis.size != axis.queries for axis in tiling.axes)
@@ -112,32 +115,21 @@ class Windows(Kernel):
         )
         copied_queries = 0 if single and not padded else frame_queries
         copied_keys = 0 if single and not wider else frame_keys
-        frames = copied_queries * d + frame_queries * (e + 1) + copied_keys * (d + e)
+        frames = copied_queries * (d + e + 1) + copied_keys * (d + e)
         if request.grad:
-            frames = copied_queries * (d + e + 2) + frame_queries * d + (copied_keys + frame_keys) * (d + e)
+            frames = copied_queries * (2 * d + e + 2) + 2 * copied_keys * (d + e)
             fixed += request.gradient_bytes + 2 * heads * size
             if request.itemsize < size:
                 fixed += 2 * heads * e * size
         return fixed + (frames + tiles_total) * size
 
-    @staticmethod
-    def _mask_entries(job: Job, chunk: Chunk, length: int) -> int:
-        """Entries of the additive mask of a chunk; none where every query sees its whole box."""
-        entries, some = 1, False
-        for number, axis in enumerate(job.tiling.axes):
-            width = length if number == 0 else chunk.widths[number]
-            table = axis_mask(axis, chunk.tiles[number], width, chunk.starts[number])
-            if table is not None:
-                entries, some = entries * table.numel(), True
-        return entries if some else 0
-
     def seconds(self, request: Request) -> float:
         rows = request.batch * request.key_heads
         budget = windows._budget(torch.device(request.device))
-        total = PER_CALL
+        total = 0.0
         for job in self._jobs(request):
             single = cost(job.tiling, request.head_dim, request.groups) * 1e-9 * rows
-            chunks = 3 + rows * job.tiling.logits * request.groups / budget
-            total += single * (3.2 if request.grad else 1.0) * (3.0 if job.inside is not None else 1.0)
-            total += chunks * PER_CHUNK * (3.0 if request.grad else 1.0)
+            chunks = rows * job.tiling.logits * request.groups / budget
+            single *= 3.0 if job.inside is not None else 1.0
+            total += (single + PER_START + chunks * PER_CHUNK) * (2.7 if request.grad else 1.0)
         return total

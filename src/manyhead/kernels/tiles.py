@@ -17,11 +17,11 @@ from torch import Tensor
 from manyhead.grid import Reach, Table
 
 # Costs on one CPU core in nanoseconds, fitted to measurements of `benchmarks/plan.py`; only ratios count.
-PER_PRODUCT = 0.035  # one multiply-add of a matrix product
-PER_LOGIT = 1.6  # the softmax of one logit
-PER_COPY = 0.5  # one entry of keys or values copied into a tile
-PER_TILE = 500.0  # one tile of a batched product
-PER_SLICE = 20_000.0  # one tile that has to be sliced by itself
+PER_PRODUCT = 0.029  # one multiply-add of a matrix product
+PER_LOGIT = 2.0  # the softmax of one logit
+PER_COPY = 1.2  # one entry of keys or values copied into a tile
+PER_TILE = 450.0  # one tile of a batched product
+PER_SLICE = 50_000.0  # one tile that has to be sliced by itself
 REGULAR = 1.3  # how much wider boxes may become for all to be alike
 SMALLEST_PRODUCT = 24  # rows below which a matrix product runs no faster
 

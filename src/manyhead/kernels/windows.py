@@ -11,7 +11,7 @@ Shapes: B batch, H query heads, K key heads, D channels of a head; see `frames` 
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,16 +31,22 @@ from manyhead.kernels.frames import (
     put_queries,
     query_frame,
     query_rows,
+    same_memory,
     split_rows,
     take_keys,
     take_queries,
 )
-from manyhead.kernels.tiles import Tiling, axis_mask
-from manyhead.pattern.base import Pattern, Place
+from manyhead.kernels.masks import add_mask
+from manyhead.kernels.tiles import Tiling
+from manyhead.pattern.base import Pattern
 
 LOGITS = 1 << 18  # logits held at a time: 1 MiB of float32 stays near the cores
 LOGITS_CUDA = 1 << 26
 LOWEST = -1e30  # below every logit; the maximum over no key becomes this
+# Logits are kept in base 2: exp2 is some ten times faster than exp where masked entries underflow, because
+# the vector library behind exp leaves its fast path there.
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +60,7 @@ class Job:
 
     tiling: Tiling
     inside: Pattern | None
+    cut: dict[tuple[int, int, int], list[Chunk]] = field(default_factory=dict)  # its chunks, once asked for
 
 
 def _budget(device: torch.device) -> int:
@@ -66,8 +73,15 @@ def rows_together(job: Job, layout: Layout, budget: int) -> int:
     return max(1, budget // max(1, tiling.logits * layout.groups))
 
 
-def chunks(job: Job, layout: Layout, rows: int, budget: int) -> Iterator[Chunk]:
+def chunks(job: Job, layout: Layout, rows: int, budget: int) -> list[Chunk]:
     """Cut the tiles into chunks of about `budget` logits."""
+    key = (layout.groups, rows, budget)
+    if key not in job.cut:
+        job.cut[key] = list(_chunks(job, layout, rows, budget))
+    return job.cut[key]
+
+
+def _chunks(job: Job, layout: Layout, rows: int, budget: int) -> Iterator[Chunk]:
     axes = job.tiling.axes
     tile = rows * job.tiling.classes * layout.groups * math.prod(job.tiling.tile)
     room = budget // (tile * max(1, math.prod(job.tiling.box())))
@@ -106,95 +120,12 @@ def parts(chunk: Chunk, tiles: int, budget: int) -> list[tuple[int, int]]:
     return [(first, min(length, chunk.widths[0] - first)) for first in range(0, chunk.widths[0], length)]
 
 
-def _spread(x: Tensor, number: int, axes: int, kinds: tuple[int, ...]) -> Tensor:
-    """Put a table of one axis among those of all.
-
-    The result has the axes (classes of all, tiles of all, sizes of all, widths of all); `kinds` says
-    which of the four the table has.
-    """
-    shape = [1] * (4 * axes)
-    for kind, size in zip(kinds, x.shape, strict=True):
-        shape[kind * axes + number] = size
-    return x.reshape(shape)
-
-
-def _mask(
-    job: Job, chunk: Chunk, layout: Layout, rows: Rows, part: tuple[int, int], like: Tensor
-) -> Tensor | None:
-    """Additive mask of a part of a chunk, broadcastable to the unfolded logits, or None if all is seen.
-
-    The logits are unfolded to (samples, heads, *classes, *tiles, groups, *sizes, *widths).
-    """
-    axes, (first, length) = job.tiling.axes, part
-    number_of = len(axes)
-    total: Tensor | None = None
-    widths = (length, *chunk.widths[1:])
-    for number, axis in enumerate(axes):
-        start = chunk.starts[number] + (first if number == 0 else 0)
-        table = axis_mask(axis, chunk.tiles[number], widths[number], start)
-        if table is not None:
-            table = _spread(table.to(like.device, like.dtype), number, number_of, (0, 1, 2, 3))
-            total = table if total is None else total + table
-    if total is not None:
-        total = total[None, None, None]  # samples, heads, groups
-    if job.inside is not None:
-        allowed = _inside(job, chunk, layout, rows, first, widths, like.device)
-        condition = torch.zeros((), dtype=like.dtype, device=like.device)
-        condition = condition.masked_fill(~allowed, -math.inf)
-        total = condition if total is None else total + condition
-    if total is None:
-        return None
-    return total.movedim(2, 2 + 2 * number_of)  # groups stand behind the tiles
-
-
-def _inside(
-    job: Job,
-    chunk: Chunk,
-    layout: Layout,
-    rows: Rows,
-    first: int,
-    widths: tuple[int, ...],
-    device: torch.device,
-) -> Tensor:
-    """Ask the condition of a term, `(samples, heads, groups, *classes, *tiles, *sizes, *widths)`."""
-    assert job.inside is not None
-    axes = job.tiling.axes
-    query, key = [], []
-    for number, axis in enumerate(axes):
-        group = torch.arange(axis.step, device=device)[:, None, None]
-        tiles = torch.arange(chunk.tiles[number].start, chunk.tiles[number].stop, device=device)
-        x = tiles[:, None] * axis.size + torch.arange(axis.size, device=device)
-        position = (x * axis.step + group).clamp(max=layout.query_grid[number] - 1)
-        query.append(_spread(position, number, len(axes), (0, 1, 2)))
-        start = torch.as_tensor(chunk.starts[number], device=device) + (first if number == 0 else 0)
-        y = start[:, None] + torch.arange(widths[number], device=device)
-        if axis.ring:
-            y = y % axis.ring
-        position = (y * axis.step + group).clamp(min=0, max=layout.key_grid[number] - 1)
-        key.append(_spread(position, number, len(axes), (0, 1, 3)))
-    ones = [1] * (4 * len(axes))
-    sample = head = None
-    if job.inside.samples:
-        sample = torch.arange(rows.samples.start, rows.samples.stop, device=device).reshape(-1, 1, 1, *ones)
-    if job.inside.heads:
-        first_head, behind = rows.heads.start * layout.groups, rows.heads.stop * layout.groups
-        head = torch.arange(first_head, behind, device=device).reshape(1, -1, layout.groups, *ones)
-    place = Place(layout.query_grid, layout.key_grid, sample, head)
-    allowed = job.inside.sees(tuple(query), tuple(key), place)
-    return allowed.reshape([1] * (3 + 4 * len(axes) - allowed.ndim) + list(allowed.shape))
-
-
 def _logits(
     query: Tensor, key: Tensor, job: Job, chunk: Chunk, layout: Layout, rows: Rows, part: tuple[int, int]
 ) -> Tensor:
     """Masked logits of a part of a chunk, `(tiles of all rows, queries, keys)`; `query` is scaled."""
     logits = torch.bmm(query, key.transpose(1, 2))
-    mask = _mask(job, chunk, layout, rows, part, logits)
-    if mask is not None:
-        shape = [rows.samples.stop - rows.samples.start, rows.heads.stop - rows.heads.start]
-        shape += [axis.step for axis in job.tiling.axes] + chunk.counts
-        shape += [layout.groups, *job.tiling.tile, part[1], *chunk.widths[1:]]
-        logits.view(shape).add_(mask)
+    add_mask(logits, job.tiling, job.inside, chunk, layout, rows, part)
     return logits
 
 
@@ -268,10 +199,11 @@ def _forward_rows(
     tiling, budget = job.tiling, _budget(q.device)
     queries = query_frame(query_rows(q, layout, rows), tiling)
     keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
-    mixed_frame = queries.new_zeros(*queries.shape[:-1], v.shape[-1])
-    lse_frame = queries.new_full((*queries.shape[:-1], 1), -math.inf)
+    targets = [query_rows(out, layout, rows), query_rows(lse[..., None], layout, rows)]
+    frames = [query_frame(x, tiling) for x in targets]
+    mixed_frame, lse_frame = frames
     for chunk in chunks(job, layout, rows.number, budget):
-        query = take_queries(queries, chunk, tiling).mul(scale)
+        query = take_queries(queries, chunk, tiling).mul(scale * LOG2E)
         best = total = mixed = None
         for part in parts(chunk, query.shape[0] * query.shape[1], budget):
             key = take_keys(keys, chunk, tiling, *part)
@@ -279,12 +211,12 @@ def _forward_rows(
             top = weights.amax(-1, keepdim=True).clamp_(min=LOWEST)
             if best is not None:
                 top = torch.maximum(best, top)
-            weights = weights.sub_(top).exp_()
+            weights = weights.sub_(top).exp2_()
             value = take_keys(values, chunk, tiling, *part)
             if best is None or total is None or mixed is None:
                 total, mixed = weights.sum(-1, keepdim=True), torch.bmm(weights, value)
             else:
-                fade = torch.exp(best - top)
+                fade = torch.exp2(best - top)
                 total = total.mul_(fade).add_(weights.sum(-1, keepdim=True))
                 mixed = mixed.mul_(fade).baddbmm_(weights, value)
             best = top
@@ -292,11 +224,12 @@ def _forward_rows(
         assert best is not None
         assert total is not None
         assert mixed is not None
-        put_queries(lse_frame, best + total.log(), chunk, tiling)
+        put_queries(lse_frame, best.add_(total.log2()).mul_(LN2), chunk, tiling)
         put_queries(mixed_frame, mixed.div_(total.clamp_(min=1e-30)), chunk, tiling)
     samples = rows.samples.stop - rows.samples.start
-    for target, frame in ((out, mixed_frame), (lse[..., None], lse_frame)):
-        query_rows(target, layout, rows).copy_(from_query_frame(frame, tiling, layout.query_grid, samples))
+    for target, frame in zip(targets, frames, strict=True):
+        if not same_memory(frame, target):
+            target.copy_(from_query_frame(frame, tiling, layout.query_grid, samples))
 
 
 def _backward(
@@ -329,28 +262,39 @@ def _backward_rows(
     queries, upstream = (query_frame(query_rows(x, layout, rows), tiling) for x in (q, d_out))
     known = [query_frame(query_rows(x[..., None], layout, rows), tiling) for x in (lse, delta)]
     keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
-    frames = [torch.zeros_like(frame) for frame in (queries, keys, values)]
+    targets = [query_rows(gradients[0], layout, rows), *(key_rows(x, rows) for x in gradients[1:])]
+    framed = [(query_frame, q, queries), (key_frame, k, keys), (key_frame, v, values)]
+    frames = [
+        # where the input's frame is a view, its gradient is collected where it belongs
+        make(target, tiling)
+        if same_memory(frame, x) and target.dtype == frame.dtype
+        else torch.zeros_like(frame)
+        for target, (make, x, frame) in zip(targets, framed, strict=True)
+    ]
     for chunk in chunks(job, layout, rows.number, budget):
-        query = take_queries(queries, chunk, tiling).mul(scale)
+        query = take_queries(queries, chunk, tiling).mul(scale * LOG2E)
         gradient = take_queries(upstream, chunk, tiling)
         norm, mean = (take_queries(x, chunk, tiling) for x in known)
+        norm = norm * LOG2E
         d_query = None
         for part in parts(chunk, query.shape[0] * query.shape[1], budget):
             key = take_keys(keys, chunk, tiling, *part)
-            weights = _logits(query, key, job, chunk, layout, rows, part).sub_(norm).exp_()
+            weights = _logits(query, key, job, chunk, layout, rows, part).sub_(norm).exp2_()
             add_keys(frames[2], torch.bmm(weights.transpose(1, 2), gradient), chunk, tiling, *part)
             value = take_keys(values, chunk, tiling, *part)
             d_logits = torch.bmm(gradient, value.transpose(1, 2)).sub_(mean).mul_(weights)
-            add_keys(frames[1], torch.bmm(d_logits.transpose(1, 2), query), chunk, tiling, *part)
+            d_key = torch.bmm(d_logits.transpose(1, 2), query)
+            add_keys(frames[1], d_key, chunk, tiling, *part, factor=LN2)
             d_query = torch.bmm(d_logits, key) if d_query is None else d_query.baddbmm_(d_logits, key)
-            del weights, d_logits, key, value  # before the next ones are made
+            del weights, d_logits, key, value, d_key  # before the next ones are made
         assert d_query is not None
-        put_queries(frames[0], d_query.mul_(scale), chunk, tiling)
+        put_queries(frames[0], d_query.mul_(scale), chunk, tiling, add=True)
     samples = rows.samples.stop - rows.samples.start
-    restored = from_query_frame(frames[0], tiling, layout.query_grid, samples)
-    query_rows(gradients[0], layout, rows).add_(restored)
-    for gradient, frame in zip(gradients[1:], frames[1:], strict=True):
-        key_rows(gradient, rows).add_(from_key_frame(frame, tiling, layout.key_grid, samples))
+    if not same_memory(frames[0], targets[0]):
+        targets[0].add_(from_query_frame(frames[0], tiling, layout.query_grid, samples))
+    for target, frame in zip(targets[1:], frames[1:], strict=True):
+        if not same_memory(frame, target):
+            target.add_(from_key_frame(frame, tiling, layout.key_grid, samples))
 
 
 def tiled_attention(
