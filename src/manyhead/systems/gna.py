@@ -116,7 +116,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
     for name, pattern in variants.items():
         torch.manual_seed(seed)
         network = PatchTransformer(pattern)
-        fit_classifier(network, x, y, seen=max(320, int(50 * budget)), seed=seed)
+        fit_classifier(network, x, y, seen=max(320, int(50 * budget)), rate=5e-3, seed=seed)
         scores[name] = accuracy(network, test_x, test_y)
     for name, score in scores.items():
         if name != "full":

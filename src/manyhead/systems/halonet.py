@@ -55,7 +55,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
     for halo in (0, 1, 3, None):
         torch.manual_seed(seed)
         network = LocalNetwork(halo)
-        fit_classifier(network, x, y, seen=max(320, int(60 * budget)), seed=seed)
+        fit_classifier(network, x, y, seen=max(320, int(60 * budget)), rate=5e-3, seed=seed)
         scores[halo] = accuracy(network, test_x, test_y)
         spatial[halo] = sum(p.numel() for name, p in network.named_parameters() if ".spatial." in name)
     return [
