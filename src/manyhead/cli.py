@@ -176,6 +176,50 @@ def bench_attention(
     )
 
 
+@bench_app.command("cab")
+def bench_cab(
+    tasks: Annotated[str, typer.Option(help="text, forecast, reverse, masked.")] = (
+        "text,forecast,reverse,masked"
+    ),
+    mixers: Annotated[str, typer.Option(help="Names separated by commas, or 'all'.")] = "all",
+    mixer: Annotated[list[str] | None, typer.Option(help="Your own, package.Class; may be repeated.")] = None,
+    budget: Annotated[str, typer.Option(help="tiny, small, medium or large.")] = "small",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    output: Annotated[str, typer.Option(help="Folder of the run; one that is there is continued.")] = "cab",
+    text: Annotated[str | None, typer.Option(help="Your own text, in place of Python's source.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Your own series, CSV or Parquet, in place of stock prices.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels, in place of the budget's.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads, in place of the budget's.")] = None,
+    length: Annotated[int | None, typer.Option(help="Characters, in place of the budget's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training, in place of the budget's.")] = None,
+    workers: Annotated[int, typer.Option(help="Local processes.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster ('local' starts one).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Which attention for which use: quality, time and memory of mixers at tasks under one budget."""
+    from manyhead.cab.command import run_command
+
+    run_command(
+        tasks,
+        mixers,
+        mixer or [],
+        budget,
+        seeds,
+        output,
+        text=text,
+        series=series,
+        channels=channels,
+        heads=heads,
+        length=length,
+        steps=steps,
+        workers=workers,
+        ray=ray,
+        as_json=as_json,
+    )
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one message for bad input, no traceback."""
     sys.path.insert(0, "")  # a user's own module:function is looked up where the command is typed

@@ -1,5 +1,6 @@
 """Measuring what a call costs: time, and the most memory that the allocator held at a time."""
 
+import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -12,6 +13,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
     Read from the allocator's events, those inside of operators included.
     """
+    # the profiler's library announces each start and stop on the terminal unless told otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     run()  # caches and thread pools are not the call's own
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True

@@ -1,6 +1,8 @@
 """Sequence mixers by name, as benchmarks and configurations name them, and their support matrix."""
 
+from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from manyhead.errors import InputError
@@ -29,6 +31,51 @@ CAB: dict[str, dict[str, str]] = {
     }.items()
 }
 
+# further mixers of tokens in sequences: the uses of each, its class, and its arguments by channels and heads
+Arguments = Callable[[int, int, bool], dict[str, Any]]
+_SELF = frozenset(_BOTH)
+_CAUSAL = frozenset({CAUSAL_SELF})
+_NO_ARGUMENTS: Arguments = lambda channels, heads, causal: {}  # noqa: E731
+MORE: dict[str, tuple[frozenset[str], str, Arguments]] = {
+    "linear": (frozenset(USES), "linear_attention.LinearAttention", _NO_ARGUMENTS),
+    "normalized": (_CAUSAL, "linear_attention.NormalizedAttention", _NO_ARGUMENTS),
+    "aaren": (_CAUSAL, "aaren.Aaren", _NO_ARGUMENTS),
+    "s6": (_CAUSAL, "selective.S6", _NO_ARGUMENTS),
+    "ssd": (_CAUSAL, "selective.SSD", _NO_ARGUMENTS),
+    "lru": (_CAUSAL, "gated_rnn.LRU", lambda channels, heads, causal: {"state": channels}),
+    "rglru": (_CAUSAL, "gated_rnn.RGLRU", _NO_ARGUMENTS),
+    "qlstm": (_CAUSAL, "gated_rnn.QLSTM", lambda channels, heads, causal: {"expansion": 1}),
+    "moh": (
+        _SELF | {NONCAUSAL_CROSS},
+        "moh.MixtureOfHeads",
+        lambda channels, heads, causal: {"shared": max(1, heads // 4), "active": max(1, heads // 4)},
+    ),
+    "routing": (
+        _CAUSAL,
+        "routing.RoutingAttention",
+        lambda channels, heads, causal: {
+            "routed": heads // 2,
+            "clusters": 4,
+            "window": 32,
+            "block": 32,
+            "strict_causal": True,
+        },
+    ),
+    "rcmha": (
+        _SELF,
+        "rcmha.RelativeConvolutionalAttention",
+        lambda channels, heads, causal: {"max_length": 512},
+    ),
+    "fourier": (frozenset({NONCAUSAL_SELF}), "toeplitz.FourierMixing", _NO_ARGUMENTS),
+    "none": (frozenset(USES), "nothing.NoMixing", _NO_ARGUMENTS),
+}
+NAMES = (*CAB, *MORE)
+
+
+def uses_of(name: str) -> frozenset[str]:
+    """The uses that a mixer of the catalogue has a form for."""
+    return frozenset(CAB[name]) if name in CAB else MORE[name][0]
+
 
 def build(
     name: str, channels: int, heads: int, *, causal: bool = False, cross: bool = False, **options: Any
@@ -36,7 +83,7 @@ def build(
     """Build a mixer for one of the four uses.
 
     Args:
-        name: a name of `CAB`, or the dotted path of a class that takes `(channels, heads, causal=, cross=)`.
+        name: one of `NAMES`, or the dotted path of a class that takes `(channels, heads, causal=, cross=)`.
         channels: size of the last axis of the input.
         heads: attention heads (kernels of a channel in S4D).
         causal, cross: the use.
@@ -46,12 +93,13 @@ def build(
         InputError: if there is no such mixer, or it has no form for the use.
     """
     use = use_of(causal, cross)
+    if name in NAMES and use not in uses_of(name):
+        known = ", ".join(u for u in USES if u in uses_of(name))
+        raise InputError(f"{name} has no {use} form; it supports {known}")
+    if name in MORE:
+        return _further(name, channels, heads, causal=causal, cross=cross, **options)
     if name in CAB:
-        homes = CAB[name]
-        if use not in homes:
-            known = ", ".join(u for u in USES if u in homes)
-            raise InputError(f"{name} has no {use} form; it supports {known}")
-        module, _, kind = homes[use].rpartition(".")
+        module, _, kind = CAB[name][use].rpartition(".")
         if kind == "CausalLongShortAttention":
             mixer: Mixer = _class(f"manyhead.mixers.{module}", kind)(channels, heads, **options)
         else:
@@ -61,10 +109,26 @@ def build(
         return mixer
     module, _, kind = name.rpartition(".")
     if not module:
-        raise InputError(f"there is no mixer {name!r}; give one of {', '.join(CAB)} or a dotted path")
+        raise InputError(f"there is no mixer {name!r}; give one of {', '.join(NAMES)} or a dotted path")
     mixer = _class(module, kind)(channels, heads, causal=causal, cross=cross, **options)
     if use not in mixer.supports:
         raise InputError(f"{name} was asked for {use} and supports {', '.join(sorted(mixer.supports))}")
+    return mixer
+
+
+def _further(name: str, channels: int, heads: int, *, causal: bool, cross: bool, **options: Any) -> Mixer:
+    """Build one of `MORE`: some take no heads, some no use."""
+    _, home, arguments = MORE[name]
+    module, _, kind = home.rpartition(".")
+    made = _class(f"manyhead.mixers.{module}", kind)
+    wanted = arguments(channels, heads, causal) | options
+    taken = signature(made).parameters
+    if "attention" in taken:  # it is built around a multi-head attention
+        inner = _class("manyhead.mixers.multihead", "MultiHeadAttention")
+        mixer: Mixer = made(inner(channels, heads, causal=causal), **wanted)
+        return mixer
+    given = {"channels": channels, "heads": heads, "causal": causal, "cross": cross}
+    mixer = made(**{key: value for key, value in given.items() if key in taken}, **wanted)
     return mixer
 
 
