@@ -158,6 +158,17 @@ def test_steps_equal_the_parallel_form_over_512_tokens(name):
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in CAUSAL if hasattr(made(name, True), "extend")])
+@torch.no_grad()
+def test_pieces_of_any_length_equal_the_parallel_form(name):
+    mixer, x = made(name, True), tokens(80)
+    state, parts = mixer.initial_state(2, capacity=80), []
+    for piece in x.split([7, 1, 40, 32], 1):
+        y, state = mixer.extend(piece, state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), mixer(x), rtol=1e-4, atol=1e-4)
+
+
 def test_every_row_that_streams_is_known():
     """A mixer that loses its recurrent form would otherwise leave the test above in silence."""
     still = {"routing", "routing all", "shifted groups"}

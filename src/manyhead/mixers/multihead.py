@@ -145,3 +145,19 @@ class MultiHeadAttention(Mixer):
     def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         _, out, state = self.advance(x_t, state)
         return self.merge(out)[:, 0], state
+
+    def extend(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        """Process the next tokens `(batch, tokens, channels)`; gradients do not pass through the cache.
+
+        Raises:
+            InputError: if the attention is not causal, or the cache is too small.
+        """
+        if not self.causal:
+            raise InputError("extend needs causal=True: without it earlier outputs depend on later tokens")
+        at = state.length
+        k, v = self.keys_values(x)
+        state = state.append(self.rotate(k, at), v)
+        keys, values = (self.repeat(part) for part in state.filled)
+        seen = torch.ones(x.shape[1], state.length, dtype=torch.bool, device=x.device).tril(at)
+        out = scaled_dot_product_attention(self.rotate(self.queries(x), at), keys, values, attn_mask=seen)
+        return self.merge(out), state

@@ -5,6 +5,7 @@ and s_j = q_j k_j / sqrt(head_dim) of the same token, query i averages the value
 softmax(s_1..s_i). Rotary positions would cancel in q_j k_j.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -56,6 +57,16 @@ class SelfScoredAttention(MultiHeadAttention):
         like = self.k_proj.weight
         nothing = like.new_zeros(batch, self.heads)
         return PrefixState(nothing - float("inf"), nothing, like.new_zeros(batch, self.heads, self.head_dim))
+
+    def extend(self, x: Tensor, state: PrefixState) -> tuple[Tensor, PrefixState]:  # type: ignore[override]
+        """Process the next tokens `(batch, tokens, channels)`, the past being one token more."""
+        s, v = self.scores(x)
+        before = state.w / state.u.masked_fill(state.u == 0, 1.0)[..., None]
+        s = torch.cat([(state.m + state.u.log())[..., None], s], -1)
+        o, lse = prefix_softmax(s, torch.cat([before[:, :, None], v], 2))
+        last = lse[..., -1]
+        after = PrefixState(last, torch.ones_like(last), o[:, :, -1])
+        return self.merge(o[:, :, 1:]), after
 
     def step(self, x_t: Tensor, state: PrefixState) -> tuple[Tensor, PrefixState]:  # type: ignore[override]
         s, v = (part[:, :, 0] for part in self.scores(x_t[:, None]))

@@ -125,7 +125,7 @@ class TaylorAttention(_CausalRecurrence):
         y, state = self.extend(x_t[:, None], state)
         return y[:, 0], state
 
-    def extend(self, x: Tensor, state: TaylorState) -> tuple[Tensor, TaylorState]:
+    def extend(self, x: Tensor, state: TaylorState) -> tuple[Tensor, TaylorState]:  # type: ignore[override]
         """Process the next tokens `(batch, tokens, channels)`."""
         y, sums = self._extend(*self.parts_at(x, state.length), state.sums)
         return y, TaylorState(sums, state.length + x.shape[1])
@@ -161,7 +161,9 @@ class SeparateTaylorAttention(_CausalRecurrence):
         y, state = self.extend(x_t[:, None], state)
         return y[:, 0], state
 
-    def extend(self, x: Tensor, state: SeparateTaylorState) -> tuple[Tensor, SeparateTaylorState]:
+    def extend(  # type: ignore[override]
+        self, x: Tensor, state: SeparateTaylorState
+    ) -> tuple[Tensor, SeparateTaylorState]:
         """Process the next tokens `(batch, tokens, channels)`."""
         q, k, v = self.parts_at(x, state.length)
         length = state.length + x.shape[1]
