@@ -230,9 +230,9 @@ def test_half_precision_stays_close(dtype: torch.dtype) -> None:
 def test_flex_mask_mod_gives_the_same_forward_pass() -> None:
     q, k, v, _ = (x.detach() for x in tensors((5, 7), dtype=torch.float32))
     pattern = (Window((3, 3), (2, 1)) & Causal((True, False))) | Prefix(3)
-    from manyhead.attention import _request
+    from manyhead.planning import request_of
 
-    request = _request(q, k, v, pattern, None, True, False)
+    request = request_of(q, k, v, pattern, None, True, False)
     out, lse = Flex().run(q, k, v, request, 0.5, None)
     expected = attend(q, k, v, pattern, scale=0.5, kernel="windows", return_lse=True)
     assert (out - expected[0]).abs().max() < 1e-5

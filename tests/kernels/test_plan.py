@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manyhead.attention import attend, plan
+from manyhead.attention import attend, measure, plan
 from manyhead.errors import InputError
 from manyhead.kernels.bench import parse_grid, run_bench
 from manyhead.kernels.measure import peak_bytes
@@ -48,6 +48,30 @@ def test_memory_does_not_grow_with_the_window() -> None:
         inputs = [torch.randn(1, 64, 64, 2, 16, requires_grad=True) for _ in range(3)]
         peaks.append(plan(*inputs, Window((size, size)), kernel="windows").peak_bytes)
     assert peaks[1] < 2 * peaks[0]
+
+
+def test_measured_times_replace_estimates_for_calls_of_the_same_kind() -> None:
+    q, k, v = (torch.randn(1, 18, 18, 2, 8, requires_grad=True) for _ in range(3))
+    pattern = Window((3, 3), stride=(2, 1))
+    able = [name for name in plan(q, k, v, pattern).seconds if name != "reference"]
+    assert len(able) > 1
+    before = plan(q, k, v, pattern).kernel
+    slowest_first = iter(range(1000))
+    ticks = {name: 10.0 if name == before else 1.0 for name in able}
+    told: list[float] = [0.0]
+
+    def clock() -> float:  # every second call ends a run, three runs to a kernel
+        number = next(slowest_first)
+        told[0] += ticks[able[number // 6]] if number % 2 else 0.0
+        return told[0]
+
+    found = measure(q, k, v, pattern, repeats=2, clock=clock)
+    assert found == ticks
+    assert plan(q, k, v, pattern).seconds == found
+    assert plan(q, k, v, pattern).kernel != before
+    assert plan(q, k, v, Window((3, 3), stride=(1, 2))).seconds != found
+    with pytest.raises(InputError, match="repeats is at least 1, got 0"):
+        measure(q, k, v, pattern, repeats=0)
 
 
 def test_patterns_from_text() -> None:
