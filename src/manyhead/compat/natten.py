@@ -5,8 +5,8 @@ head_dim)` and scale inside; unfused ones take `(batch, heads, *grid, head_dim)`
 train on CPU. Arguments that choose CUDA tiles or back ends are accepted and do nothing.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from manyhead.pattern import Window
 
 Sizes = int | Sequence[int]
 Flags = bool | Sequence[bool]
+T = TypeVar("T")
 
 
 def _tuple(value: Any, axes: int, name: str) -> tuple[Any, ...]:
@@ -42,165 +43,93 @@ def _grid_axes(x: Tensor, axes: int, name: str) -> None:
         raise InputError(f"{name} has {axes + 3} axes for a grid of {axes}, got {tuple(x.shape)}")
 
 
-def _fused(
-    axes: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes,
-    dilation: Sizes,
-    is_causal: Flags,
-    scale: float | None,
-    additional_keys: Tensor | None,
-    additional_values: Tensor | None,
-    return_lse: bool,
-) -> Any:
-    _grid_axes(query, axes, "query")
-    return attend(
-        query,
-        key,
-        value,
-        _window(axes, kernel_size, stride, dilation, is_causal),
-        scale=scale,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
+def _names(axes: int) -> str:
+    """The grid's axes as shapes name them."""
+    return ", ".join("XYZ"[:axes])
+
+
+def _fused(axes: int) -> Callable[..., Any]:
+    """The fused operation on grids of so many axes."""
+
+    def neighborhood_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        dilation: Sizes = 1,
+        is_causal: Flags = False,
+        scale: float | None = None,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        return_lse: bool = False,
+        **ignored: Any,
+    ) -> Any:
+        _grid_axes(query, axes, "query")
+        return attend(
+            query,
+            key,
+            value,
+            _window(axes, kernel_size, stride, dilation, is_causal),
+            scale=scale,
+            additional_keys=additional_keys,
+            additional_values=additional_values,
+            return_lse=return_lse,
+        )
+
+    return _named(
+        neighborhood_attention,
+        f"na{axes}d",
+        f"{axes}-D neighbourhood attention on `(batch, {_names(axes)}, heads, head_dim)`, fused.",
     )
 
 
-def na1d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes = 1,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    return_lse: bool = False,
-    **ignored: Any,
-) -> Any:
-    """1-D neighbourhood attention on `(batch, X, heads, head_dim)`, as `natten.na1d`."""
-    extra = (scale, additional_keys, additional_values, return_lse)
-    return _fused(1, query, key, value, kernel_size, stride, dilation, is_causal, *extra)
+def _query_key(axes: int) -> Callable[..., Tensor]:
+    """The first unfused operation on grids of so many axes."""
+
+    def query_key(
+        query: Tensor,
+        key: Tensor,
+        kernel_size: Sizes,
+        dilation: Sizes = 1,
+        is_causal: Flags = False,
+        rpb: Tensor | None = None,
+    ) -> Tensor:
+        _grid_axes(query, axes, "query")
+        return neighborhood_qk(query, key, _window(axes, kernel_size, 1, dilation, is_causal), rpb)
+
+    shape = f"(batch, heads, {_names(axes)}, slots)"
+    return _named(
+        query_key, f"na{axes}d_qk", f"Unscaled logits of {axes}-D windows, `{shape}`, slots row-major."
+    )
 
 
-def na2d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes = 1,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    return_lse: bool = False,
-    **ignored: Any,
-) -> Any:
-    """2-D neighbourhood attention on `(batch, X, Y, heads, head_dim)`, as `natten.na2d`."""
-    extra = (scale, additional_keys, additional_values, return_lse)
-    return _fused(2, query, key, value, kernel_size, stride, dilation, is_causal, *extra)
+def _attention_value(axes: int) -> Callable[..., Tensor]:
+    """The second unfused operation on grids of so many axes."""
+
+    def attention_value(
+        attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1, is_causal: Flags = False
+    ) -> Tensor:
+        _grid_axes(value, axes, "value")
+        return neighborhood_av(attn, value, _window(axes, kernel_size, 1, dilation, is_causal))
+
+    return _named(
+        attention_value,
+        f"na{axes}d_av",
+        f"Values of {axes}-D windows added up with weights, `(batch, heads, {_names(axes)}, head_dim)`.",
+    )
 
 
-def na3d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes = 1,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    return_lse: bool = False,
-    **ignored: Any,
-) -> Any:
-    """3-D neighbourhood attention on `(batch, X, Y, Z, heads, head_dim)`, as `natten.na3d`."""
-    extra = (scale, additional_keys, additional_values, return_lse)
-    return _fused(3, query, key, value, kernel_size, stride, dilation, is_causal, *extra)
+def _named(function: Callable[..., T], name: str, text: str) -> Callable[..., T]:
+    """Give a function the name and docstring that it is found by."""
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text
+    return function
 
 
-def _qk(
-    axes: int,
-    query: Tensor,
-    key: Tensor,
-    kernel_size: Sizes,
-    dilation: Sizes,
-    is_causal: Flags,
-    rpb: Tensor | None,
-) -> Tensor:
-    _grid_axes(query, axes, "query")
-    return neighborhood_qk(query, key, _window(axes, kernel_size, 1, dilation, is_causal), rpb)
-
-
-def _av(
-    axes: int, attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes, is_causal: Flags
-) -> Tensor:
-    _grid_axes(value, axes, "value")
-    return neighborhood_av(attn, value, _window(axes, kernel_size, 1, dilation, is_causal))
-
-
-def na1d_qk(
-    query: Tensor,
-    key: Tensor,
-    kernel_size: Sizes,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    rpb: Tensor | None = None,
-) -> Tensor:
-    """Unscaled logits of 1-D windows, `(batch, heads, X, kernel_size)`."""
-    return _qk(1, query, key, kernel_size, dilation, is_causal, rpb)
-
-
-def na2d_qk(
-    query: Tensor,
-    key: Tensor,
-    kernel_size: Sizes,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    rpb: Tensor | None = None,
-) -> Tensor:
-    """Unscaled logits of 2-D windows, slots row-major."""
-    return _qk(2, query, key, kernel_size, dilation, is_causal, rpb)
-
-
-def na3d_qk(
-    query: Tensor,
-    key: Tensor,
-    kernel_size: Sizes,
-    dilation: Sizes = 1,
-    is_causal: Flags = False,
-    rpb: Tensor | None = None,
-) -> Tensor:
-    """Unscaled logits of 3-D windows, slots row-major."""
-    return _qk(3, query, key, kernel_size, dilation, is_causal, rpb)
-
-
-def na1d_av(
-    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1, is_causal: Flags = False
-) -> Tensor:
-    """Values of 1-D windows added up with weights."""
-    return _av(1, attn, value, kernel_size, dilation, is_causal)
-
-
-def na2d_av(
-    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1, is_causal: Flags = False
-) -> Tensor:
-    """Values of 2-D windows added up with weights."""
-    return _av(2, attn, value, kernel_size, dilation, is_causal)
-
-
-def na3d_av(
-    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1, is_causal: Flags = False
-) -> Tensor:
-    """Values of 3-D windows added up with weights."""
-    return _av(3, attn, value, kernel_size, dilation, is_causal)
+na1d, na2d, na3d = _fused(1), _fused(2), _fused(3)
+na1d_qk, na2d_qk, na3d_qk = _query_key(1), _query_key(2), _query_key(3)
+na1d_av, na2d_av, na3d_av = _attention_value(1), _attention_value(2), _attention_value(3)
 
 
 def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor], **ignored: Any) -> Any:
