@@ -194,7 +194,15 @@ def test_an_ensemble_averages_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rho": 0.0}, {"rho": 1.5}, {"mode": "both"}, {"window": 0}, {"sigma": -1.0}]
+    "wrong",
+    [
+        {"rho": 0.0},
+        {"rho": 1.5},
+        {"mode": "both"},
+        {"window": 0},
+        {"sigma": -1.0},
+        {"mode": "local", "always_keep": (0,)},
+    ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):

@@ -121,7 +121,7 @@ class SubsampledAttention(Mixer):
         offset: of the windows there.
         per_sample: draw for each sample, or once for the batch.
         keep_self: let a causal query always see itself; None for causal attention.
-        always_keep: sources that are never dropped.
+        always_keep: sources that are never dropped; not in mode 'local'.
         generator: of the draws; None for torch's own.
 
     Raises:
@@ -149,6 +149,8 @@ class SubsampledAttention(Mixer):
             raise InputError(f"mode is 'unbiased', 'local' or 'bernoulli', got {mode!r}")
         if not 0 < rho <= 1 or window < 1 or sigma < 0:
             raise InputError(f"rho lies in (0, 1], window >= 1, sigma >= 0; got {rho}, {window}, {sigma}")
+        if mode == "local" and always_keep:
+            raise InputError(f"always_keep is for the other modes: windows have no room for {always_keep}")
         # not registered as a child, so that parameters keep their names
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.out_proj, self.q_norm, self.k_norm = attention.out_proj, attention.q_norm, attention.k_norm
