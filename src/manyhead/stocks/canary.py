@@ -193,8 +193,8 @@ class _Stages:
         trained: "Selector | None" = None,
     ) -> None:
         from manyhead.stocks import learn
-        from manyhead.stocks.evaluate import standardised
         from manyhead.stocks.items import choose
+        from manyhead.stocks.preprocess.daily import standardised
 
         self.panel, self.config = panel, config
         self.prepared: Prepared = prepare(panel, split, config, sectors, seed)

@@ -22,6 +22,7 @@ from manyhead.stocks.metrics import (
     majority_rate,
     skill,
 )
+from manyhead.stocks.preprocess.daily import standardised
 
 Series = NDArray[np.float64]
 
@@ -153,17 +154,6 @@ def ensemble(scores: pl.DataFrame, model: str, grid: Grid, column: str = "score"
     for _, group in sorted(own.group_by("seed"), key=lambda pair: pair[0]):
         tables.append(standardised(grid.matrix(group, column)))
     return mean_over_seeds(tables)
-
-
-def standardised(scores: Series) -> Series:
-    """Give each day's scores mean 0 and standard deviation 1; a day of equal scores becomes 0."""
-    scored = np.isfinite(scores)
-    count = np.maximum(scored.sum(axis=1, keepdims=True), 1)
-    kept = np.where(scored, scores, 0.0)
-    centred = np.where(scored, kept - kept.sum(axis=1, keepdims=True) / count, 0.0)
-    spread = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    scaled = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
-    return np.where(scored, scaled, np.nan)
 
 
 def models_of(scores: pl.DataFrame) -> list[str]:

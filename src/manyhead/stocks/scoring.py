@@ -7,11 +7,11 @@ import polars as pl
 
 from manyhead.errors import InputError
 from manyhead.stocks import learn
-from manyhead.stocks.evaluate import standardised
 from manyhead.stocks.folder import RunFolder
 from manyhead.stocks.items import STOCKFORMER, Item, read_facts
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.prepare import prepare
+from manyhead.stocks.preprocess.daily import standardised
 from manyhead.stocks.prices import read_prices
 from manyhead.stocks.splits import Split, choose_splits
 

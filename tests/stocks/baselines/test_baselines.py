@@ -9,7 +9,7 @@ import torch
 
 from manyhead.errors import InputError
 from manyhead.stocks.baselines import BASELINES, Inputs, baseline, is_random, tune
-from manyhead.stocks.baselines.base import mean_ic, standardised
+from manyhead.stocks.baselines.base import mean_ic
 from manyhead.stocks.baselines.reversal import past_return
 from manyhead.stocks.baselines.ridge import Ridge
 from manyhead.stocks.baselines.sequence import Sequence
@@ -242,11 +242,15 @@ def test_targets_have_mean_zero_and_spread_one_each_day() -> None:
     returns[1, :4] = np.nan
     returns[2] = 0.25
     returns[3] = np.nan
-    ours = standardised(returns)
+    days = np.arange(5)
+    inputs = planted()
+    flow = np.full_like(inputs.windows.flow, np.nan)
+    flow[:5, :9] = returns
+    ours = Inputs(replace(inputs.windows, flow=flow), inputs.close).targets(days)[:, :9]
     assert np.array_equal(np.isnan(ours), np.isnan(returns))
     assert (ours[2] == 0).all()
     np.testing.assert_allclose(np.nanmean(ours[[0, 1, 4]], axis=1), 0, atol=1e-6)
-    np.testing.assert_allclose(np.nanstd(ours[[0, 1, 4]], axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.nanstd(ours[[0, 1, 4]], axis=1, ddof=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from manyhead.errors import InputError
 from manyhead.stocks.dataset import Windows
 from manyhead.stocks.metrics import daily_ic
+from manyhead.stocks.preprocess.daily import standardised
 
 Rows = NDArray[np.int64]
 Table = NDArray[np.float32]
@@ -59,7 +60,7 @@ class Inputs:
 
     def targets(self, rows: Rows) -> Table:
         """Return these returns standardised across the stocks of each day; NaN where unknown."""
-        return standardised(self.returns(rows))
+        return standardised(self.returns(rows).astype(np.float64)).astype(np.float32)
 
     def scale(self, rows: Rows) -> float:
         """Return the spread of the returns of some rows, by which known returns are divided."""
@@ -77,17 +78,6 @@ class Inputs:
             own = np.stack([known / scale, known > 0], axis=-1)
             factors = np.concatenate([self.windows.factors.rows(row - back, row - back + 1) for row in part])
             yield slice(begin, begin + len(part)), np.concatenate([factors, own], axis=-1, dtype=np.float32)
-
-
-def standardised(returns: Table) -> Table:
-    """Standardise each day across its stocks; a day without spread becomes 0, NaN stays."""
-    known = np.isfinite(returns)
-    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
-    mean = np.where(known, returns, 0).sum(axis=1, keepdims=True) / count
-    apart = np.where(known, returns - mean, 0)
-    spread = np.sqrt((apart**2).sum(axis=1, keepdims=True) / count)
-    scaled = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 1e-12)
-    return np.where(known, scaled, np.float32(np.nan)).astype(np.float32)
 
 
 def mean_ic(scores: Table, returns: Table) -> float:

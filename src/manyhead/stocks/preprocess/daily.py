@@ -132,7 +132,10 @@ class FillMissing(Daily):
 
 
 def standardised(values: Floats) -> Floats:
-    """Z-score each factor of one day, (factors, symbols); see `CrossSectionZScore`."""
+    """Z-score each row, (factors or days, symbols): sample deviation 1; a row without spread becomes 0.
+
+    Qlib's CSZScoreNorm; missing values stay missing. See `CrossSectionZScore`.
+    """
     finite = np.where(np.isfinite(values), values, np.nan)
     middle = mean(finite)
     centred = finite - middle
