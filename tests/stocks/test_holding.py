@@ -83,6 +83,23 @@ def test_borrowing_is_charged_by_the_day(prices, config) -> None:
     assert np.allclose(report["borrow"].to_numpy()[1:], 0.02 * elapsed / 365, rtol=0.15)
 
 
+def test_a_delisted_holding_is_paid_out_as_the_configuration_says(prices, config) -> None:
+    panel, scores = prices
+    close = panel["close"].copy()
+    best = int(np.nanargmax(scores[70]))
+    close[80:, best] = np.nan  # its rows end
+    gone = Panel(panel.dates, panel.symbols, {"close": close})
+    ranked = np.where(np.arange(STOCKS) == best, 9.0, scores)
+    paid = build(config.model_dump(), {"portfolio": {"delist_after": 5, "delisting_return": -0.3}})
+    orders = hold(gone, ranked, paid, "any").orders.filter(pl.col("reason") == "delisted")
+    assert orders["symbol"].to_list() == [SYMBOLS[best]]
+    assert orders["date"].to_list() == [panel.dates[84].item()]
+    assert orders["price"].to_list() == [pytest.approx(0.7 * close[79, best])]
+    stuck = hold(gone, ranked, config, "any")
+    assert stuck.orders.filter(pl.col("reason") == "delisted").is_empty()
+    assert any("20 or more days old" in warning for warning in stuck.warnings)
+
+
 def test_a_configuration_with_books_is_written_and_read_back(config, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(write_toml(config))
     assert build(read_toml(tmp_path / "config.toml")) == config

@@ -158,6 +158,8 @@ class Portfolio(Section):
     hold_thresh: int = Field(1, ge=1)
     only_tradable: bool = False
     forbid_all_trade_at_limit: bool = True
+    delist_after: int | None = Field(None, ge=1, description="days without a price until a payout")
+    delisting_return: float = Field(0.0, ge=-1, lt=10, description="return on the last price at it")
     score: Literal["validation", "regression", "classification"] = "validation"
 
 

@@ -105,7 +105,13 @@ def exchange_of(config: Config, name: str = MAIN) -> Exchange:
     """Return the exchange on which a book trades: the main one's costs, and borrowing if it sells short."""
     main, book = config.portfolio, book_named(config, name)
     fees = (0.0, 0.0, 0.0) if config.leaks.zero_fees else (main.open_cost, main.close_cost, main.min_cost)
-    rules = Exchange(Costs(*fees), limit=main.limit, lot=main.lot)
+    rules = Exchange(
+        Costs(*fees),
+        limit=main.limit,
+        lot=main.lot,
+        delist_after=main.delist_after,
+        delisting_return=main.delisting_return,
+    )
     if book is None or book.kind not in ("long_short", "sector_neutral") or book.short == 0:
         return rules
     borrow = 0.0 if config.leaks.zero_fees else book.borrow

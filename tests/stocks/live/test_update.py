@@ -1,6 +1,7 @@
 """A run in daily use: day by day gives the bits of one run over everything; a revised past is refused."""
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from manyhead.errors import InputError
 from manyhead.stocks import build, run, update
 from manyhead.stocks.config import Config
 from tests.stocks.market import SMALL, market, written
+from tests.stocks.test_prices import Client
 
 NEW = 60  # days after the run's end
 TABLE = market()
@@ -56,6 +58,9 @@ def test_sixty_days_one_by_one_equal_one_run_over_all_of_them(
     place: Path, ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = CALENDAR[-NEW:].to_list()
+    # the card is no part of what is compared, and half of the time
+    monkeypatch.setattr("manyhead.stocks.live.update.input_drift", lambda *_: None)
+    monkeypatch.setattr("manyhead.stocks.live.update.write_card", lambda *_: None)
     for number, day in enumerate(days):
         # vendors send the day alone, or some days again
         rows = TABLE.filter(pl.col("date").is_between(days[max(0, number - number % 4)], day))
@@ -67,6 +72,7 @@ def test_sixty_days_one_by_one_equal_one_run_over_all_of_them(
     assert live(ended).equals(live(at_once))
     # one run over everything: the same training days, a hundred test days
     monkeypatch.setattr("manyhead.stocks.pipeline.write_report", lambda *_: None)
+    monkeypatch.setattr("manyhead.stocks.pipeline.write_card", lambda *_: None)
     source = written(TABLE, tmp_path / "whole.parquet")
     whole = run(config(source, 40 + NEW, training={"epochs": 1}), tmp_path / "whole", progress=False)
     tested = whole.scores.filter((pl.col("part") == "test") & (pl.col("date") > END))
@@ -200,6 +206,24 @@ def test_what_is_odd_about_new_rows_is_said(ended: Path) -> None:
     # the row that was missing comes late: the day's decision was taken without it
     with pytest.raises(InputError, match=f"{missing} on {CALENDAR[-NEW]}: close was missing"):
         update(ended, first)
+
+
+def test_a_fetched_history_is_asked_for_its_last_days_only(ended: Path) -> None:
+    client = Client(until(CALENDAR[-NEW + 1]))
+    tickers = "yfinance:" + ",".join(TABLE["symbol"].unique().sort())
+    done = update(ended, tickers, client=client)
+    assert done.days == CALENDAR[-NEW : -NEW + 2].to_list()
+    assert client.asked["start"] == str(END - timedelta(days=7))
+    assert "end" not in client.asked
+    # a dividend later, the vendor's whole history is another
+    adjusted = TABLE.with_columns(pl.when(pl.col("symbol") == "S04").then(0.98).otherwise(1.0).alias("by"))
+    prices = [(pl.col(name) * pl.col("by")).alias(name) for name in ("open", "high", "low", "close")]
+    later = Client(adjusted.with_columns(prices).drop("by"))
+    with pytest.raises(InputError, match="the past was revised: S04 on"):
+        update(ended, tickers, client=later)
+    accepted = update(ended, tickers, client=later, accept_revisions=True)
+    assert "start" not in later.asked
+    assert accepted.days == CALENDAR[-NEW + 1 :].to_list()  # the newest decision again, and all later ones
 
 
 def test_a_day_between_known_days_is_a_revision(ended: Path) -> None:

@@ -147,8 +147,15 @@ class History:
     """
 
     def __init__(self, folder: Path, original: pl.DataFrame) -> None:
+        self.run = folder
         self.folder = folder / "live"
         self.original = original
+
+    @property
+    def last(self) -> date:
+        """The newest day that is known."""
+        newest: date = max(self.rows["date"])
+        return newest
 
     @property
     def revised(self) -> bool:

@@ -7,7 +7,7 @@ prices, scores, model card, orders. A kill between two of them loses nothing; th
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def update(
     cash: float | None = None,
     renames: str | Path | None = None,
     accept_revisions: bool = False,
+    client: Any = None,
 ) -> Update:
     """Append new prices to a run, score the new days, and write orders.
 
@@ -89,6 +90,7 @@ def update(
         renames: a file of old, new, date: changes of symbols since the run; kept for later updates.
         accept_revisions: take over prices that differ from those that the run has. Scores of earlier days
             stay as they were decided; the newest day is scored again.
+        client: stands in for the yfinance package.
 
     Raises:
         InputError: if the past was revised, the prices lack a column or a symbol of the models, or an
@@ -100,7 +102,14 @@ def update(
     with _alone(place.path):
         history = History(place.path, place.rows().frame)
         changes = _renames(place, renames)
-        notes = _append(history, config, prices, accept_revisions, place.path) if prices is not None else []
+        notes: list[str] = []
+        if prices is not None:
+            # of a fetched history a week is enough to see whether it was revised; to take it over, all of it
+            recent = isinstance(prices, str) and prices.startswith("yfinance:") and not accept_revisions
+            since = str(history.last - timedelta(days=7)) if recent else None
+            notes = _append(
+                history, config, load_rows(config, prices, since=since, client=client), accept_revisions
+            )
         panel = panel_from(Rows(history.rows), config, changes)
         scorer = Scorer(place, panel, changes)
         if not history.revised:
@@ -124,17 +133,17 @@ def update(
     return Update(place.path, scored, table, made, file, card, tuple(notes))
 
 
-def _append(history: History, config: Config, prices: Any, accept: bool, run: Path) -> list[str]:
+def _append(history: History, config: Config, given: Rows, accept: bool) -> list[str]:
     """Add new rows to the kept prices; refuse a revised past unless it is accepted."""
-    merged = merge(history.rows, load_rows(config, prices), config.data.start)
+    merged = merge(history.rows, given, config.data.start)
     if merged.revisions and not accept:
         refuse(merged.revisions)
     notes = merged.notes
     if merged.revisions:
-        live = read_live(run)
+        live = read_live(history.run)
         if live is not None and live.height:  # the decision that is not traded yet is taken again
             newest = live["date"].max()
-            write_live(run, live.filter(pl.col("date") < newest))
+            write_live(history.run, live.filter(pl.col("date") < newest))
         history.note_revisions(merged.revisions)
         notes.append(
             f"the past was revised in {len(merged.revisions)} cells, as accepted: {merged.revisions[0]}"
