@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from manyhead.errors import InputError
-from manyhead.stocks.factors import extra_factors, looks_ahead
+from manyhead.stocks.canary import check_functions
+from manyhead.stocks.factors import extra_factors
 from tests.stocks.factors.panels import random_panel
 
 PANEL = random_panel(30, 4, seed=9)
@@ -75,4 +76,4 @@ def test_names_must_differ() -> None:
 
 def test_a_factor_that_reads_tomorrow_is_found() -> None:
     functions = ["my_factors:tomorrow", "my_factors:range_share"]
-    assert looks_ahead(PANEL, functions, row=20) == ("NEXT",)
+    assert {leak.stage for leak in check_functions(functions, PANEL, [20])} == {"NEXT"}

@@ -3,7 +3,7 @@
 from manyhead.stocks.factors.alpha158 import RollingAlpha158, alpha158
 from manyhead.stocks.factors.alpha360 import LaggedAlpha360, alpha360
 from manyhead.stocks.factors.names import factor_names
-from manyhead.stocks.factors.plugins import extra_factors, looks_ahead
+from manyhead.stocks.factors.plugins import extra_factors
 from manyhead.stocks.factors.source import (
     Chosen,
     Factors,
@@ -28,7 +28,6 @@ __all__ = [
     "extra_factors",
     "factor_names",
     "join",
-    "looks_ahead",
     "store",
     "stretch",
 ]

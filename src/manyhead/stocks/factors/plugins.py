@@ -39,32 +39,6 @@ def extra_factors(panel: Panel, functions: Sequence[str]) -> Factors:
     return Factors(tuple(names), np.stack(values, axis=-1))
 
 
-def looks_ahead(panel: Panel, functions: Sequence[str], row: int) -> tuple[str, ...]:
-    """Name the users' factors whose rows up to `row` change when later prices do.
-
-    Every price after the row is altered and the functions are called again: a factor that used the
-    future shows it. One that did not use these very prices may still; try several rows.
-
-    Args:
-        panel: prices.
-        functions: each 'module:function'.
-        row: last row whose factors must not change.
-    """
-    before = extra_factors(panel, functions)
-    altered = {name: field.copy() for name, field in panel.fields.items()}
-    random = np.random.default_rng(row)
-    for field in altered.values():
-        field[row + 1 :] *= random.uniform(0.5, 2.0, field[row + 1 :].shape)
-    after = extra_factors(Panel(panel.dates, panel.symbols, altered, panel.warnings), functions)
-    return tuple(
-        name
-        for index, name in enumerate(before.names)
-        if not np.array_equal(
-            before.values[: row + 1, :, index], after.values[: row + 1, :, index], equal_nan=True
-        )
-    )
-
-
 def _call(target: str, panel: Panel) -> Mapping[str, Any]:
     """Import a function, call it, and return its factors by name."""
     module_name, colon, function_name = target.partition(":")
