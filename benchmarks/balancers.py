@@ -201,7 +201,11 @@ def measure(network: str, tasks: int, steps: int) -> list[dict[str, object]]:
     backward = both - forward
     taken = dict(zip(balancers, found, strict=True))
     # what aggregating itself takes: the aggregator's step without its passes
-    aggregate = {name: max(0.0, taken[name] - forward - tasks * backward) for name in ("mean", "pcgrad")}
+    aggregate = {
+        name: max(0.0, taken[name] - forward - tasks * backward)
+        for name in ("mean", "pcgrad")
+        if name in taken
+    }
     implied = {"rep-mtl": taken["saliencies"]} | {
         f"flat {name}": (tasks + 1) * forward + 2 * tasks * backward + 2 * aggregate[name]
         for name in aggregate
@@ -220,9 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default="2,4,8,16")
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--without", default="", help="balancers to leave out, such as 'flat pcgrad'")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--out", help="JSON file")
     chosen = parser.parse_args()
+    for name in filter(None, chosen.without.split(",")):
+        del BALANCERS[name]
     rows = []
     titles = ("network", "balancer", "tasks", "ms", "over sum", "fwd", "bwd", "peak MB", "over implied")
     print("{:14s} {:12s} {:>5s} {:>8s} {:>9s} {:>4s} {:>4s} {:>8s} {:>13s}".format(*titles))
