@@ -122,6 +122,20 @@ def test_distances_keep_their_meaning_when_a_series_goes_on():
     torch.testing.assert_close(shorter(x[:, :5]), aligned(x)[:, :5], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"global_att": False}, {"window": 2}])
+def test_segments_one_by_one_equal_the_whole(options):
+    mixer = layer(relative="distance", last_global=False, **options)
+    assert "recurrent form" in check_mixer(mixer, (2, 9, 3, WIDTH))
+    small = mixer.initial_state(2, channels=3, capacity=4)
+    assert small.keys.shape == (2, HEADS, 4, 3, 4)
+    for _ in range(4):
+        _, small = mixer.step(tokens(2, 3, WIDTH), small)
+    with pytest.raises(InputError, match="room for 4 segments"):
+        mixer.step(tokens(2, 3, WIDTH), small)
+    with pytest.raises(InputError, match="distance"):
+        layer().step(tokens(2, 3, WIDTH), small)
+
+
 def test_as_many_key_heads_as_query_heads_is_the_repeated_form():
     grouped, whole = layer(), layer(kv_heads=HEADS)
 

@@ -41,6 +41,12 @@ def test_the_past_does_not_know_the_future_and_a_longer_record_begins_like_a_sho
     assert torch.equal(made(x)[:, :5], made(y)[:, :5])
 
 
+def test_a_blocks_number_may_divide_its_logits():
+    scaled, plain = model(layer_scaled=True), model()
+    assert [block.mixer.scale for block in scaled.blocks] == [0.5, 0.25]
+    assert [block.mixer.scale for block in plain.blocks] == [0.5, 0.5]
+
+
 def test_tables_are_shared_between_blocks():
     made = model()
     first, second = (block.mixer for block in made.blocks)
@@ -95,7 +101,7 @@ def test_pre_training_learns_to_tell_segments():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
 
 

@@ -8,7 +8,7 @@
 where the content term is there within a window of segments only, and a segment sees no later one.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.errors import InputError
 from manyhead.mixers.base import CAUSAL_SELF, Mixer, Traits
+
+
+class GridCache(NamedTuple):
+    """Keys and values of earlier segments by query head, `(batch, heads, capacity, channels, head_dim)`."""
+
+    keys: Tensor
+    values: Tensor
+    length: int
 
 
 class MultivariateParallelAttention(Mixer):
@@ -159,6 +167,59 @@ class MultivariateParallelAttention(Mixer):
             out = self.drop(a.softmax(-1)) @ v
         merged: Tensor = self.drop(self.out_proj(out.transpose(1, 2).flatten(2).view(x.shape)))
         return merged
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether outputs stay as they are when the series goes on."""
+        return self.relative == "distance" and not self.last_global
+
+    def initial_state(
+        self, batch: int, *, channels: int | None = None, capacity: int | None = None, **options: object
+    ) -> GridCache:
+        """An empty cache for `capacity` segments of `channels` channels, the tables' sizes if left out."""
+        shape = (
+            batch,
+            self.heads,
+            capacity or len(self.positions),
+            channels or len(self.channels),
+            self.head_dim,
+        )
+        like = self.out_proj.weight
+        return GridCache(like.new_zeros(shape), like.new_zeros(shape), 0)
+
+    def step(self, x_t: Tensor, state: GridCache) -> tuple[Tensor, GridCache]:
+        """Process the next segment `(batch, channels, width)`; the cache is written in place.
+
+        Raises:
+            InputError: if the rows of distances move as the series goes on, or there is no room left.
+        """
+        if not self.recurrent:
+            raise InputError("step needs relative='distance' and last_global=False")
+        at, channels = state.length, x_t.shape[1]
+        if at >= state.keys.shape[2] or channels > state.keys.shape[3]:
+            raise InputError(
+                f"the cache has room for {state.keys.shape[2]} segments of {state.keys.shape[3]} channels"
+            )
+        q, k, v, biases = self.terms(x_t[:, None])
+        state.keys[:, :, at, :channels], state.values[:, :, at, :channels] = (
+            part[:, :, 0].detach() for part in (k, v)
+        )
+        keys, values = (part[:, :, : at + 1, :channels] for part in (state.keys, state.values))
+        u, v_bias, w = biases[:, :, None, None]
+        time = self._rows(self.positions, self.time_proj, at + 1, "segments").flip(0)  # oldest first
+        channel = self._rows(self.channels, self.channel_proj, channels, "channels")
+        c = torch.arange(channels, device=x_t.device)
+        apart = (c[:, None] - c).abs()
+        a = ((q + v_bias)[:, :, 0] @ time.permute(1, 2, 0))[..., None]  # (batch, heads, C, T, 1)
+        by_channel = (q + w)[:, :, 0] @ channel.permute(1, 2, 0)
+        a = a + by_channel.gather(-1, apart.expand(*by_channel.shape))[..., None, :]
+        if self.global_att:
+            near = torch.arange(at, -1, -1, device=x_t.device) <= self.window
+            content = (q + u)[:, :, 0] @ keys.flatten(2, 3).mT
+            a = a + content.unflatten(-1, (at + 1, channels)) * near[:, None]
+        out = (a * self.scale).flatten(3).softmax(-1) @ values.flatten(2, 3)
+        y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return y, state._replace(length=at + 1)
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         q, k, _, biases = self.terms(x)

@@ -54,6 +54,7 @@ class MVPFormer(nn.Module):
         relative: as of `MultivariateParallelAttention`; 'distance' keeps its meaning when the number of
             channels changes, 'aligned_end' is the released code.
         window, last_global, global_att, impl: likewise.
+        layer_scaled: divide a block's logits by its number, counted from one.
         dropout: on tokens, attention weights and attention's output.
         mixers: other mixers, a function of the depth.
 
@@ -81,6 +82,7 @@ class MVPFormer(nn.Module):
         last_global: bool = True,
         global_att: bool = True,
         impl: Literal["naive", "broadcast", "sdpa"] = "broadcast",
+        layer_scaled: bool = False,
         dropout: float = 0.1,
         mixers: Callable[[int], Mixer] | None = None,
     ) -> None:
@@ -105,6 +107,7 @@ class MVPFormer(nn.Module):
                     last_global=last_global,
                     global_att=global_att,
                     impl=impl,
+                    layer_scale=level + 1.0 if layer_scaled else 1.0,
                     dropout=dropout,
                 )
 
