@@ -372,7 +372,7 @@ def test_the_terminal_shows_gain_price_and_advice(
     for words in (
         "over equal",
         "cost",
-        "share 1 layers",
+        "branch after layer 1",
         "up loss",
         "Share up to layer 1",
         "page: page.html",
@@ -382,7 +382,7 @@ def test_the_terminal_shows_gain_price_and_advice(
 
 def test_json_holds_no_nan(opposed: tuple[Comparison, Report]) -> None:
     text = json.dumps(as_dict(opposed[1], "command", "machine"), allow_nan=False)
-    assert json.loads(text)["branch"]["label"] == "share 1 layers"
+    assert json.loads(text)["branch"]["label"] == "branch after layer 1"
 
 
 @pytest.mark.browser

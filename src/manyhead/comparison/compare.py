@@ -142,7 +142,7 @@ def compare(
         with seeded(0):
             depth = fork_depth(found, task_set)
         if depth is not None:
-            found.forked = equal_weights(tasks, f"share {depth.shared_layers} layers", depth.children)
+            found.forked = equal_weights(tasks, f"branch after layer {depth.shared_layers}", depth.children)
         run([*found.left_out.values(), *([found.forked] if found.forked else [])])
     return found
 

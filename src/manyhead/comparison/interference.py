@@ -152,7 +152,7 @@ class Racer:
         epochs: epochs it finished in that time, mean over seeds (of single tasks: of each model).
         mean_change: mean relative change on the test part, per cent; without seeds where it finished none.
         gain: that less equal weights'.
-        curve: (share of the time, mean change) pairs; NaN where no epoch was done.
+        curve: (share of the time, mean change) pairs; NaN until every seed has an epoch.
     """
 
     label: str
@@ -195,7 +195,10 @@ def race(comparison: Comparison) -> list[Racer]:
                     number += spent <= whole / len(methods)
                 counted.append(number)
             done.append(fmean(counted))
-        curve = [((place + 1) / POINTS, estimate(values).mean) for place, values in enumerate(along)]
+        curve = [
+            ((place + 1) / POINTS, fmean(values) if values else math.nan)
+            for place, values in enumerate(along)
+        ]
         epochs = fmean(done) if done else math.nan
         racers.append(Racer(label, epochs, estimate(ends), estimate(gains), curve))
     return racers

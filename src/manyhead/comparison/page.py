@@ -50,20 +50,28 @@ def _table(page: Page, found: Report) -> None:
     )
     headings, rows = table(found)
     entries = [*found.lines, *([found.branch] if found.branch else [])]
-    coloured: list[list[str | Cell]] = []
-    for entry, row in zip(entries, rows, strict=True):
-        cells: list[str | Cell] = list(row)
-        for place, task in enumerate(found.comparison.tasks):
-            cells[3 + 2 * place] = Cell(row[3 + 2 * place], _look(entry.change[task]))
-        cells[-5] = Cell(row[-5], _look(entry.mean_change))
-        cells[-4] = Cell(row[-4], _look(entry.gain))
-        coloured.append(cells)
+    tasks = found.comparison.tasks
     page.table(
-        headings,
-        coloured,
-        "'over equal': mean change less that of equal weights under the same seed, in points. 'cost': "
-        "processor time of training over that of equal weights for as many epochs. 'seconds': that time.",
+        ["method", *(f"{task} %" for task in tasks), *headings[-5:-2]],
+        [
+            [
+                row[0],
+                *(Cell(row[3 + 2 * place], _look(entry.change[task])) for place, task in enumerate(tasks)),
+                Cell(row[-5], _look(entry.mean_change)),
+                Cell(row[-4], _look(entry.gain)),
+                row[-3],
+            ]
+            for entry, row in zip(entries, rows, strict=True)
+        ],
+        "'over equal': mean change less that of equal weights under the same seed, in points.",
     )
+    page.words(
+        "Cost: processor time of training over that of equal weights for as many epochs. Below, the time, "
+        "the scores, and the learning rates that validation chose."
+    )
+    scored = [2 + 2 * place for place in range(len(tasks))]
+    columns = [0, 1, *scored, len(headings) - 2, len(headings) - 1]
+    page.table([headings[place] for place in columns], [[row[place] for place in columns] for row in rows])
 
 
 def _style(place: int) -> dict[str, str]:
@@ -289,7 +297,7 @@ def _course(comparison: Comparison, rows: Sequence[Conflict]) -> go.Figure:
             row=place,
             col=1,
         )
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_xaxes(title="step", row=len(parts), col=1)
     return figure
 
