@@ -1,6 +1,6 @@
 """The state of a run: what is committed at a checkpoint, and put back on resume."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,14 +88,27 @@ def save(
         raise failure
 
 
+def other_version(folder: RunFolder) -> CheckpointError:
+    """The error for a whole checkpoint whose contents another version of this package laid out."""
+    return CheckpointError(
+        f"the checkpoint in {folder.path} was written by another version of manyhead and cannot be continued "
+        "by this one: continue it with that version, or remove the folder to train anew"
+    )
+
+
 def restore(folder: RunFolder, parts: dict[str, Any], identity: dict[str, Any], fabric: "Fabric") -> Position:
     """Put everything back as the checkpoint says, the generators last.
 
     Raises:
         InputError: if the run in the folder was made with other settings or parts.
-        CheckpointError: if the checkpoint cannot be read.
+        CheckpointError: if the checkpoint cannot be read, or another version laid it out.
     """
     state = folder.load()
+    known = {"identity", "position", "processes", "precision", *parts}
+    if not isinstance(state, dict) or known - state.keys():
+        raise other_version(folder)
+    if set(state["position"]) != {field.name for field in fields(Position)}:
+        raise other_version(folder)
     for key, value in identity.items():
         if (held := state["identity"].get(key)) != value:
             raise InputError(
@@ -108,11 +121,14 @@ def restore(folder: RunFolder, parts: dict[str, Any], identity: dict[str, Any], 
         if part is not None:
             try:
                 part.load_state_dict(state[name])
-            except (RuntimeError, ValueError, KeyError) as error:
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"the {name} does not fit the run in {folder.path}: {error}") from error
     fabric._precision.load_state_dict(state["precision"])
     position = Position(**state["position"])
-    generators, position.sums, position.counts, remembered = state["processes"][fabric.global_rank]
+    try:
+        generators, position.sums, position.counts, remembered = state["processes"][fabric.global_rank]
+    except (TypeError, ValueError, IndexError):
+        raise other_version(folder) from None
     parts["balancer"].load_state_dict(remembered)
     set_random_state(generators)
     return position
