@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from manyhead.attention import attend
-from manyhead.kernels.ring import ring_attend, ring_scores
+from manyhead.kernels.ring import ring_attend
+from manyhead.kernels.ring_engines import ring_scores
 from manyhead.kernels.rings import Ring, in_threads
 from manyhead.kernels.shards import Layout, shard
 from manyhead.pattern import Causal, Everything, Pattern
