@@ -94,12 +94,14 @@ def other_books(result: Result) -> Table:
     for name, by_model in result.held.items():
         for model, book in by_model.items():
             measures = book.metrics
+            wanted = result.config.books[name]
+            two_sided = wanted.kind in ("long_short", "sector_neutral") and wanted.short > 0
             rows.append(
                 [
                     Cell(name, "strong"),
                     words.name(model),
                     words.percent(measures["annual_return"]),
-                    words.percent(measures["annual_return"] - bench),
+                    "" if two_sided else words.percent(measures["annual_return"] - bench),
                     words.percent(measures["volatility"]),
                     f"{measures['sharpe']:.2f}",
                     words.percent(measures["max_drawdown"]),
@@ -111,8 +113,8 @@ def other_books(result: Result) -> Table:
             )
     caption = (
         "The same scores held in other ways, after costs. Costs a year, borrowing being part of them; "
-        "turnover a day; exposure: long and short holdings together, as a share of the account. A book whose "
-        "two sides are equal is to be compared with zero, not with equal weights."
+        "turnover a day; exposure: long and short holdings together, as a share of the account. A book with "
+        "a short side is to be compared with zero, not with equal weights."
     )
     return headings, rows, caption
 

@@ -10,7 +10,9 @@ import pytest
 
 from manyhead.errors import InputError
 from manyhead.stocks import build, run, update
-from manyhead.stocks.config import Config
+from manyhead.stocks.config import Config, write_toml
+from manyhead.stocks.folder import RunFolder
+from manyhead.stocks.pipeline import panel_from
 from tests.stocks.market import SMALL, market, written
 from tests.stocks.test_prices import Client
 
@@ -275,6 +277,26 @@ def test_orders_lead_from_the_holdings_to_the_book(ended: Path, tmp_path: Path) 
         update(ended, holdings=tmp_path / "holdings.csv", book="best")
     with pytest.raises(InputError, match="no 'oracle' in this run; it has stockformer"):
         update(ended, holdings=tmp_path / "holdings.csv", model="oracle")
+
+
+def test_a_past_that_a_file_of_splits_changes_is_refused(place: Path, tmp_path: Path) -> None:
+    # a run whose prices are raw, and adjusted by a file that grows
+    splits = tmp_path / "splits.csv"
+    splits.write_text(f"symbol,date,ratio\nS09,{CALENDAR[50]},2\n")
+    ended = Path(shutil.copytree(place, tmp_path / "run"))
+    kept = RunFolder(ended)
+    adjusted = build(kept.config().model_dump(), {"data": {"splits": str(splits)}})
+    panel = panel_from(kept.rows(), adjusted)
+    kept.keep_panel(panel, None, "prices")
+    (ended / "config.toml").write_text(write_toml(adjusted))
+    # a split after the run's end belongs to the new days
+    splits.write_text(f"symbol,date,ratio\nS09,{CALENDAR[50]},2\nS08,{CALENDAR[-NEW + 1]},2\n")
+    assert len(update(ended, until(CALENDAR[-NEW + 1], after(END))).days) == 2
+    # one that was forgotten changes what the models were trained on
+    splits.write_text(f"symbol,date,ratio\nS09,{CALENDAR[50]},2\nS08,{CALENDAR[100]},2\n")
+    first = TABLE.filter((pl.col("symbol") == "S08") & (pl.col("date") >= CALENDAR[100]))["date"][0]
+    with pytest.raises(InputError, match=f"of S08 on {first} was .* a file of splits, dividends"):
+        update(ended, until(CALENDAR[-NEW + 2], after(END)))
 
 
 def test_runs_that_cannot_go_on_are_refused(ended: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from manyhead.files import write_text
+from manyhead.stocks import words
 from manyhead.stocks.config import Config
 from manyhead.stocks.evaluate import ModelSkill, grid_of, mean_over_seeds, model_skill, models_of
 from manyhead.stocks.folder import RunFolder
@@ -168,17 +169,17 @@ def markdown(facts: dict[str, Any]) -> str:
     model, trained, universe = facts["model"], facts["trained"], facts["universe"]["symbols"]
     seeds = len(model["seeds"])
     lines = [
-        f"# Model card: {model['main']}",
+        f"# Model card: {words.name(model['main'])}",
         "",
         *(f"> **Alarm:** {said}." for said in facts["alarms"]),
         *([] if facts["alarms"] else ["> No alarm."]),
         "",
         "## What it is",
         "",
-        f"{model['main']} ({seeds} seed{'s' * (seeds != 1)}, preset {model['preset']}, width "
+        f"{words.name(model['main'])} ({seeds} seed{'s' * (seeds != 1)}, preset {model['preset']}, width "
         f"{model['network']['dim']}, {model['network']['layers']} layer(s), {model['network']['input_days']} "
         f"days of {' + '.join(model['factors']['sets'])})"
-        + (f", beside {', '.join(model['others'])}" if model["others"] else "")
+        + (f", beside {', '.join(map(words.name, model['others']))}" if model["others"] else "")
         + f". Trained on {trained['first']} to {trained['last']}, chosen on days until "
         f"{trained['validated until']}, tested until {trained['tested until']}.",
         "",
@@ -209,7 +210,7 @@ def markdown(facts: dict[str, Any]) -> str:
             found = parts[part]
             if found is not None:
                 lines.append(
-                    f"| {name} | {label} {found['first']} to {found['last']} | {found['days']} | "
+                    f"| {words.name(name)} | {label} {found['first']} to {found['last']} | {found['days']} | "
                     f"{_signed(found['ic'])} | {_signed(found['ic_low'])} to {_signed(found['ic_high'])} | "
                     f"{_share(found['accuracy'])} | {_share(found['majority'])} |"
                 )
