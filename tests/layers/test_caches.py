@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manyhead.errors import InputError
-from manyhead.layers.heavy_hitters import HeavyHitterCache
+from manyhead.layers.heavy_hitters import HeavyHitterCache, halves
 from manyhead.layers.sink_cache import SinkCache
 from manyhead.mixers.evicting import HeavyHitterAttention, SinkWindowAttention
 from manyhead.mixers.multihead import MultiHeadAttention
@@ -161,6 +161,15 @@ def test_a_transformer_writes_with_heavy_hitters_as_without_while_all_fit():
 def test_what_has_no_meaning_is_refused(wrong):
     with pytest.raises(InputError):
         wrong()
+
+
+def test_a_share_of_the_prompt_is_halved():
+    assert halves(200, 0.2) == (20, 20)
+    assert halves(15, 1.0) == (7, 8)
+    assert halves(3, 0.4) == (0, 1)
+    for wrong in ((10, 0.0), (10, 1.1), (3, 0.1)):
+        with pytest.raises(InputError, match="share"):
+            halves(*wrong)
 
 
 def test_a_prompt_is_read_into_an_empty_cache_only():

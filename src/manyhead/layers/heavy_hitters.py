@@ -15,6 +15,20 @@ from manyhead.errors import InputError
 ROWS = 256  # queries of a prompt whose weights are held at once
 
 
+def halves(tokens: int, share: float) -> tuple[int, int]:
+    """Slots for heavy hitters and for recent tokens that together hold a share of a prompt.
+
+    Raises:
+        InputError: if the share is not above 0 and up to 1, or leaves no room.
+    """
+    budget = round(tokens * share)
+    if not 0 < share <= 1 or budget < 1:
+        raise InputError(
+            f"share lies above 0 and up to 1 and leaves room for a token, got {share} of {tokens}"
+        )
+    return budget // 2, budget - budget // 2
+
+
 @dataclass(frozen=True)
 class HeavyHitterCache:
     """Keys, values and scores of at most `heavy + recent` tokens of every head.

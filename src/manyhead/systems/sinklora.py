@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from manyhead.layers.heavy_hitters import halves
 from manyhead.layers.lora import add_lora, lora_groups, merge_lora
 from manyhead.layers.rotary import interpolation_factor
 from manyhead.mixers.base import Mixer
@@ -135,10 +136,14 @@ def demo(seed: int, budget: float) -> list[Measurement]:
     def recovered(name: str) -> float:
         return 100 * (untuned - after[name]) / (untuned - after["full"])
 
-    prompt, kept = LONG // 2, round(KEPT * LONG / 2)
+    prompt = LONG // 2
+    heavy_hitters, newest = halves(prompt, KEPT)
     losses = {}
-    for name, heavy in (("full", LONG), ("H2O", kept // 2), ("local", 0)):
-        recent = LONG if name == "full" else kept - heavy
+    for name, heavy, recent in (
+        ("full", LONG, LONG),
+        ("H2O", heavy_hitters, newest),
+        ("local", 0, heavy_hitters + newest),
+    ):
         cached = change_mixers(final, lambda m, h=heavy, r=recent: HeavyHitterAttention(m, h, r))  # type: ignore[misc]
         losses[name] = math.exp(streamed_loss(cached, held, prompt, 16))
 
