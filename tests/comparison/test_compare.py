@@ -372,7 +372,7 @@ def test_the_terminal_shows_gain_price_and_advice(
     for words in (
         "over equal",
         "cost",
-        "branch after layer 1",
+        "branch",
         "up loss",
         "Share up to layer 1",
         "page: page.html",
