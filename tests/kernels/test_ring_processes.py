@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ring_attention.py"
 
 
@@ -34,9 +36,9 @@ def start(world: int, *arguments: str) -> list["subprocess.Popen[str]"]:
     ]
 
 
-def test_two_processes_equal_one_and_hold_half_each() -> None:
-    pattern = "Window(65, causal=True) | Prefix(4)"
-    members = start(2, "--tokens", "300", "--pattern", pattern, "--timeout", "120")
+@pytest.mark.parametrize(("world", "pattern"), [(2, "Window(65, causal=True) | Prefix(4)"), (4, "Causal()")])
+def test_processes_equal_one_and_hold_their_share(world: int, pattern: str) -> None:
+    members = start(world, "--tokens", "296", "--pattern", pattern, "--timeout", "120")
     for member in members:
         text = member.communicate(timeout=200)[0]
         assert member.returncode == 0, text
@@ -45,16 +47,17 @@ def test_two_processes_equal_one_and_hold_half_each() -> None:
         assert float(error.group(1)) < 1e-5
         held = re.search(r"keys and values ([\d,]+) bytes", text)
         assert held
-        assert int(held.group(1).replace(",", "")) == 2 * 150 * 2 * 16 * 4
+        assert int(held.group(1).replace(",", "")) == 2 * (296 // world) * 2 * 16 * 4
 
 
 def test_a_killed_process_ends_the_others_with_a_message() -> None:
-    members = start(2, "--tokens", "2048", "--repeat", "1000000", "--timeout", "20")
+    members = start(4, "--tokens", "2048", "--repeat", "1000000", "--timeout", "20")
     assert members[1].stdout is not None
     assert "attends" in members[1].stdout.readline()  # the ring is closed and at work
     members[1].send_signal(signal.SIGKILL)
-    text = members[0].communicate(timeout=100)[0]
     members[1].communicate()
-    assert members[0].returncode not in (0, None)
-    assert "LostPeer" in text
-    assert "lost a neighbour" in text
+    for member in (members[0], members[2], members[3]):  # two neighbours, and one that is none
+        text = member.communicate(timeout=100)[0]
+        assert member.returncode not in (0, None)
+        assert "LostPeer" in text
+        assert "lost a neighbour" in text

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.errors import InputError, optional
 from manyhead.grid import Grid, coordinates
@@ -177,7 +176,10 @@ def context_parallel_attention(q: Tensor, k: Tensor, v: Tensor, call: Call, *, c
     try:
         with context_parallel(mesh, buffers=[places], buffer_seq_dims=[0]):
             query, key, value = (x.transpose(1, 2) for x in (q, k, v))
-            out = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=call.scale)
+            # by its full name, because the context replaces it there
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=causal, scale=call.scale
+            )
     finally:
         _attention._cp_options.enable_load_balance = balanced
     return out.transpose(1, 2)
