@@ -140,6 +140,44 @@ def chaos_run(
         raise typer.Exit(1)
 
 
+@app.command("train-text")
+def train_text(
+    output: Annotated[str, typer.Option(help="Folder of the model.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="File or folder; may be repeated. Else Python's own source.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Time of training, on one core.")] = 10.0,
+    channels: Annotated[int, typer.Option(help="Features of a token.")] = 128,
+    depth: Annotated[int, typer.Option(help="Layers.")] = 4,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    context: Annotated[int, typer.Option(help="Tokens that it reads at a time.")] = 256,
+    vocabulary: Annotated[int, typer.Option(help="Tokens of its tokeniser.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+) -> None:
+    """Train a small text generator, such as on the standard library's source."""
+    from manyhead.text.commands import run_train
+    from manyhead.text.model import TextModel
+
+    sizes = TextModel(channels, depth, heads, context)
+    run_train(output, text or [], minutes, sizes, vocabulary, seed)
+
+
+@app.command("generate")
+def generate(
+    model: Annotated[str, typer.Option(help="Folder of a model that train-text made.")],
+    prompt: Annotated[str, typer.Option(help="Beginning of the text; '-' reads it from standard input.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Among the fewest that reach p together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; another text each time if left out.")] = None,
+) -> None:
+    """Write on from a prompt, streaming."""
+    from manyhead.text.commands import run_generate
+
+    run_generate(model, prompt, tokens, temperature, top_k, top_p, seed)
+
+
 bench_app = typer.Typer(help="Measure what parts of the library cost on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 

@@ -1,0 +1,59 @@
+"""`manyhead train-text` and `manyhead generate`."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from manyhead.errors import InputError
+from manyhead.text.model import TextModel, Writer
+from manyhead.text.train import read_texts, train_text
+
+
+def run_train(
+    output: str, texts: Sequence[str], minutes: float, sizes: TextModel, vocabulary: int, seed: int
+) -> None:
+    """Carry out `manyhead train-text`."""
+    if minutes <= 0:
+        raise InputError(f"--minutes is above zero, got {minutes:g}")
+    sizes.network(256)  # sizes that cannot be are refused before the text is read
+    text = read_texts(texts)
+    columns = (BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        bar = progress.add_task("training", total=None, loss=float("nan"))
+
+        def report(step: int, steps: int, loss: float) -> None:
+            progress.update(bar, completed=step, total=steps, loss=loss)
+
+        writer = train_text(
+            text, seconds=60 * minutes, sizes=sizes, vocabulary=vocabulary, seed=seed, report=report
+        )
+    writer.save(output)
+    record = writer.record
+    print(
+        f"{output}: {record['parameters']:,} parameters, {record['steps']:,} steps, "
+        f"{record['held-out bits a byte']:.3f} bits a byte on held-out text, {record['seconds']:.0f} s"
+    )
+
+
+def run_generate(
+    model: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+) -> None:
+    """Carry out `manyhead generate`: the prompt, then what comes, as it comes."""
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    writer = Writer.load(model)
+    pieces = writer.write(prompt, tokens, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+    first = next(pieces, "")  # bad options are refused before anything is printed
+    sys.stdout.write(prompt + first)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

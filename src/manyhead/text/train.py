@@ -1,0 +1,127 @@
+"""Train a text generator within a budget of time."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from manyhead.errors import InputError
+from manyhead.networks.transformer import Transformer
+from manyhead.text.model import TextModel, Writer
+from manyhead.text.tokenizer import BYTES, Tokenizer
+from manyhead.training.budget import affordable_steps
+
+HELD_OUT = 20  # every twentieth part of the text is for judging
+
+
+def read_texts(paths: Sequence[str | Path]) -> bytes:
+    """Bytes of files, and of the text files below folders; of the standard library without any.
+
+    Raises:
+        InputError: if a path cannot be read, or all together hold less than 20,000 bytes.
+    """
+    if not paths:
+        from manyhead import data
+
+        return str(data.load("python_source")).encode()
+    contents = []
+    for path in map(Path, paths):
+        try:
+            files = [f for f in sorted(path.rglob("*")) if f.is_file()] if path.is_dir() else [path]
+            contents += [file.read_bytes() for file in files]
+        except OSError as fault:
+            raise InputError(f"--text: {path} cannot be read: {fault.strerror}") from None
+    # a file with a null byte is no text
+    text = b"\n".join(content for content in contents if b"\0" not in content)
+    if len(text) < 20_000:
+        raise InputError(f"--text: {len(text)} bytes of text were found, at least 20,000 are needed")
+    return text
+
+
+def train_text(
+    text: bytes,
+    *,
+    seconds: float,
+    sizes: TextModel | None = None,
+    vocabulary: int = 1024,
+    batch: int = 16,
+    rate: float = 3e-3,
+    seed: int = 0,
+    report: Callable[[int, int, float], None] | None = None,
+) -> Writer:
+    """Learn a tokeniser and a network from text.
+
+    The number of steps is chosen so that training takes about `seconds` of one thread; the rate rises for
+    a twentieth of them and falls to zero, as in `OneCycleLR`.
+
+    Args:
+        text: bytes, at least 20,000.
+        seconds: of training.
+        sizes: of the network; `TextModel()` if left out.
+        vocabulary: tokens, at least 256.
+        batch: windows of a step.
+        rate: highest learning rate of AdamW.
+        seed: of weights and windows.
+        report: called with the step, the number of steps and the loss.
+
+    Returns:
+        The trained generator; its record holds bits a byte on text that was not trained on.
+
+    Raises:
+        InputError: if a size or the time cannot be, or there is too little text for a window.
+    """
+    if seconds <= 0:
+        raise InputError(f"training takes time: seconds is above zero, got {seconds}")
+    if vocabulary < BYTES:
+        raise InputError(f"vocabulary is at least {BYTES}, the bytes; got {vocabulary}")
+    sizes = sizes or TextModel()
+    begun = time.perf_counter()
+    tokenizer = Tokenizer.learn(text, vocabulary)
+    ids = torch.tensor(tokenizer.encode(text))
+    block = len(ids) // HELD_OUT  # the last twentieth is held out
+    train, test = ids[:-block], ids[-block:]
+    if len(test) <= sizes.context + 1:
+        raise InputError(f"{len(ids)} tokens of text are too few for windows of {sizes.context}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = sizes.network(len(tokenizer))
+    random = torch.Generator().manual_seed(seed)
+    draw = partial(_loss, network, train, sizes.context, batch, random)
+    steps = affordable_steps(seconds, [draw], 1_000_000)
+    network.zero_grad()
+    optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
+    for step in range(steps):
+        loss = draw()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if report is not None:
+            report(step + 1, steps, float(loss.detach()))
+    writer = Writer(sizes, network.eval(), tokenizer)
+    writer.record.update(
+        {
+            "bytes": len(text),
+            "tokens": len(ids),
+            "bytes a token": len(text) / len(ids),
+            "steps": steps,
+            "batch": batch,
+            "seed": seed,
+            "seconds": time.perf_counter() - begun,
+            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "held-out bits a byte": writer.bits_a_byte(test),
+        }
+    )
+    return writer
+
+
+def _loss(network: Transformer, ids: Tensor, context: int, batch: int, random: torch.Generator) -> Tensor:
+    starts = torch.randint(len(ids) - context, (batch, 1), generator=random)
+    rows = ids[starts + torch.arange(context + 1)]
+    return cross_entropy(network(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
