@@ -31,6 +31,15 @@ class FixedMapState(NamedTuple):
     length: int
 
 
+def average(weights: Tensor, v: Tensor) -> Tensor:
+    """Averages `(batch, heads, tokens, head_dim)` by maps `(heads, tokens, tokens)` that all samples share.
+
+    One product a head, with the samples side by side, in place of a map copied for each of them.
+    """
+    wide = v.permute(1, 2, 0, 3)  # (heads, tokens, batch, head_dim)
+    return (weights @ wide.flatten(2)).view_as(wide).permute(2, 0, 1, 3)
+
+
 class ForeignMapAttention(MultiHeadAttention):
     """Softmax attention with its map and its values from different tokens.
 
@@ -97,9 +106,9 @@ class ForeignMapAttention(MultiHeadAttention):
         self.require_self_mixing(context)
         v = self.values(x)
         if weights is not None:
-            return self.merge(weights @ v)
+            return self.merge(average(weights, v))
         if guide is not None:
-            return self.merge(self.map_of(x[guide][None]) @ v)
+            return self.merge(average(self.map_of(x[guide][None])[0], v))
         q, k = self.map_parts(x if maps is None else maps)
         return self.merge(scaled_dot_product_attention(q, k, v, is_causal=True))
 
