@@ -52,6 +52,9 @@ def test_deciles_of_the_training_days_hold_a_tenth_each(calm: pl.DataFrame) -> N
     assert np.abs(share[moving] - 0.1).max() < 0.01
     seen = drift.observed(ready, ready.split.train)
     assert known.counts[-1].sum() == np.isfinite(seen[..., -1]).sum()
+    # a panel that begins with the training days: its first two know no return
+    start = drift.observed(ready, range(0, 3))[..., -1]
+    assert np.array_equal(np.isnan(start).all(axis=1), [True, True, False])
     # the newest return known on a row is that of two rows before
     row = ready.split.start + 9
     close = ready.panel["close"]

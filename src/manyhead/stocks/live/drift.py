@@ -80,9 +80,8 @@ def observed(prepared: Prepared, rows: range) -> Floats:
     """
     factors = prepared.windows.factors.rows(rows.start, rows.stop).astype(np.float64)
     known = np.full((len(rows), factors.shape[1], 1), np.nan)
-    first = max(0, SELL - rows.start)
-    flow = prepared.windows.flow[rows.start + first - SELL : rows.stop - SELL]
-    known[first:, :, 0] = flow
+    earned = np.arange(rows.start, rows.stop) - SELL  # whose return is known on each day
+    known[earned >= 0, :, 0] = prepared.windows.flow[earned[earned >= 0]]
     values = np.concatenate([factors, known], axis=-1)
     values[~prepared.tradable[rows.start : rows.stop]] = np.nan
     return values
