@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from manyhead.cab.budgets import Budget
-from manyhead.cab.tasks import TASKS, Make, read_series, read_text
+from manyhead.cab.tasks import TASKS, Make, Task, read_series, read_text
 from manyhead.errors import InputError
 from manyhead.files import write_text
 from manyhead.kernels.measure import peak_bytes, seconds
@@ -76,20 +76,19 @@ def _data(wants: str, path: str | None) -> torch.Tensor:
     return read_text(path) if wants == "text" else read_series(path)
 
 
-def quality(piece: Piece, budget: Budget, sources: Sources) -> dict[str, Any]:
-    """Train from the piece's seed and judge on held-out batches.
+def train_and_judge(
+    task: Task, data: torch.Tensor, budget: Budget, seed: int, make: Make
+) -> tuple[dict[str, float], float]:
+    """Train a task's network and judge it on held-out batches, which are the same for every seed.
 
-    Raises:
-        InputError: if the mixer fails in training, with what it raised.
+    Returns:
+        Metrics by name, and seconds of the thread for each step.
     """
-    task = TASKS[piece.subject]
-    data = _data(task.wants, sources.text if task.wants == "text" else sources.series)
-    make: Make = lambda depth: make_mixer(piece.mixer, task.use, budget)  # noqa: E731
     steps = task.pace * budget.steps
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(piece.seed)
+        torch.manual_seed(seed)
         network = task.network(data, budget, make)
-        random = torch.Generator().manual_seed(piece.seed)
+        random = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(network.parameters(), budget.rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, budget.rate, total_steps=steps + 1, pct_start=0.1
@@ -110,13 +109,17 @@ def quality(piece: Piece, budget: Budget, sources: Sources) -> dict[str, Any]:
                 task.judge(network, task.draw(data, budget, False, random))[1] for _ in range(budget.tests)
             ]
     found = torch.stack(judged).mean(0).double().tolist()
-    return {
-        "metrics": dict(zip(task.metrics, found, strict=True)),
-        "seconds a step": spent / steps,
-        "parameters": sum(
-            weight.numel() for weight in make_mixer(piece.mixer, task.use, budget).parameters()
-        ),
-    }
+    return dict(zip(task.metrics, found, strict=True)), spent / steps
+
+
+def quality(piece: Piece, budget: Budget, sources: Sources) -> dict[str, Any]:
+    """What `train_and_judge` finds for a piece, with the mixer's number of parameters."""
+    task = TASKS[piece.subject]
+    data = _data(task.wants, sources.text if task.wants == "text" else sources.series)
+    make: Make = lambda depth: make_mixer(piece.mixer, task.use, budget)  # noqa: E731
+    metrics, spent = train_and_judge(task, data, budget, piece.seed, make)
+    parameters = sum(weight.numel() for weight in make(0).parameters())
+    return {"metrics": metrics, "seconds a step": spent, "parameters": parameters}
 
 
 def cost(piece: Piece, budget: Budget) -> dict[str, Any]:
