@@ -13,13 +13,16 @@ from torch.nn.functional import logsigmoid
 
 from manyhead.errors import InputError
 from manyhead.grid import Grid
+from manyhead.kernels.base import Bias
 from manyhead.kernels.frames import compute_dtype
+from manyhead.kernels.relative import RelativeBias
 from manyhead.pattern import Everything, Pattern, PerHead, PerSample
 from manyhead.planning import (
     KERNELS,
     Plan,
     able_of,
     assert_plan,
+    bias_of,
     crop,
     fastest_of,
     measure,
@@ -30,7 +33,17 @@ from manyhead.planning import (
     shape_of,
 )
 
-__all__ = ["KERNELS", "Plan", "assert_plan", "attend", "measure", "merge", "parse_bytes", "plan"]
+__all__ = [
+    "KERNELS",
+    "Plan",
+    "RelativeBias",
+    "assert_plan",
+    "attend",
+    "measure",
+    "merge",
+    "parse_bytes",
+    "plan",
+]
 
 
 def attend(
@@ -40,7 +53,7 @@ def attend(
     pattern: Pattern | None = None,
     *,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    bias: Bias = None,
     kernel: str = "auto",
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
@@ -56,7 +69,8 @@ def attend(
         v: values `(batch, *key_grid, key_heads, value_dim)`.
         pattern: who sees whom; everything, if left out.
         scale: factor on the logits, `head_dim ** -0.5` if left out.
-        bias: added to the scaled logits, broadcastable to `(batch, heads, queries, keys)`.
+        bias: added to the scaled logits: broadcastable to `(batch, heads, queries, keys)`, or a
+            `RelativeBias`, which the kernel 'windows' takes without holding all pairs.
         kernel: 'auto', or one of 'reference', 'sdpa', 'blocks', 'windows', 'flex'.
         additional_keys: keys that every query sees besides, `(batch, extra, key_heads, head_dim)`.
         additional_values: their values, `(batch, extra, key_heads, value_dim)`.
@@ -82,7 +96,7 @@ def attend(
         return _by_member(q, k, v, pattern, scale, kernel, return_lse)
     able, refusals = able_of(request)
     chosen = fastest_of(request, able)[0] if kernel == "auto" else named(kernel, refusals)
-    out, lse = KERNELS[chosen].run(q, k, v, request, scale, bias)
+    out, lse = KERNELS[chosen].run(q, k, v, request, scale, bias_of(chosen, bias, request))
     return (out, lse) if return_lse and lse is not None else out
 
 
@@ -121,7 +135,7 @@ def _with_additional(
     v: Tensor,
     pattern: Pattern,
     scale: float,
-    bias: Tensor | None,
+    bias: Bias,
     kernel: str,
     additional: tuple[Tensor | None, Tensor | None],
     return_lse: bool,

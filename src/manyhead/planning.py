@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from manyhead.errors import InputError
-from manyhead.kernels.base import Kernel, Request
+from manyhead.kernels.base import Bias, Kernel, Request
 from manyhead.kernels.blocks import Blocks
 from manyhead.kernels.dense import Reference, Sdpa
 from manyhead.kernels.flex import Flex
 from manyhead.kernels.local import Windows
+from manyhead.kernels.relative import RelativeBias
 from manyhead.pattern import Everything, Pattern
 
 KERNELS: dict[str, Kernel] = {
@@ -75,7 +76,7 @@ def shape_of(x: Tensor) -> str:
 
 
 def request_of(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Tensor | None, lse: bool, grad: bool | None
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, bias: Bias, lse: bool, grad: bool | None
 ) -> Request:
     """Check a call and describe it."""
     for name, x in {"q": q, "k": k, "v": v}.items():
@@ -107,7 +108,13 @@ def request_of(
         raise InputError(f"the pattern is made for {pattern.samples} samples, the batch has {q.shape[0]}")
     if pattern.heads not in (None, q.shape[-2]):
         raise InputError(f"the pattern is made for {pattern.heads} heads, q has {q.shape[-2]}")
-    if bias is not None:
+    if isinstance(bias, RelativeBias):
+        bias.check(q.shape[-2], len(query_grid), q)
+        if len(query_grid) != len(key_grid):
+            raise InputError(
+                f"a relative bias takes grids of equally many axes, got {query_grid} and {key_grid}"
+            )
+    elif bias is not None:
         full = (q.shape[0], q.shape[-2], math.prod(query_grid), math.prod(key_grid))
         fits = bias.ndim <= 4 and all(a in (1, b) for a, b in zip(bias.shape[::-1], full[::-1], strict=False))
         if not fits:
@@ -115,7 +122,8 @@ def request_of(
         if bias.dtype != q.dtype or bias.device != q.device:
             raise InputError(f"bias has the dtype and device of q, got {bias.dtype} on {bias.device}")
     if grad is None:
-        grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        wanted = [q, k, v, *([bias.table] if isinstance(bias, RelativeBias) else [])]
+        grad = torch.is_grad_enabled() and any(x.requires_grad for x in wanted)
     return Request(
         batch=q.shape[0],
         query_grid=query_grid,
@@ -128,6 +136,7 @@ def request_of(
         device=q.device.type,
         pattern=pattern,
         bias=bias is not None,
+        relative=isinstance(bias, RelativeBias),
         lse=lse,
         grad=grad,
     )
@@ -158,7 +167,7 @@ def plan(
     v: Tensor,
     pattern: Pattern | None = None,
     *,
-    bias: Tensor | None = None,
+    bias: Bias = None,
     kernel: str = "auto",
     return_lse: bool = False,
     grad: bool | None = None,
@@ -195,6 +204,13 @@ def plan(
         peak_bytes=KERNELS[chosen].peak_bytes(request),
         seconds=seconds,
     )
+
+
+def bias_of(name: str, bias: Bias, request: Request) -> Bias:
+    """The bias as a kernel takes it."""
+    if isinstance(bias, RelativeBias) and not KERNELS[name].relative:
+        return bias.dense(request.query_grid, request.key_grid)
+    return bias
 
 
 def named(kernel: str, refusals: dict[str, str]) -> str:
@@ -267,7 +283,7 @@ def measure(
     v: Tensor,
     pattern: Pattern | None = None,
     *,
-    bias: Tensor | None = None,
+    bias: Bias = None,
     return_lse: bool = False,
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
@@ -305,7 +321,8 @@ def measure(
         for _ in range(repeats + 1):
             query, key, value = (x.detach().requires_grad_(x.requires_grad) for x in (q, k, v))
             start = clock()
-            out = KERNELS[name].run(query, key, value, request, request.head_dim**-0.5, bias)[0]
+            scale = request.head_dim**-0.5
+            out = KERNELS[name].run(query, key, value, request, scale, bias_of(name, bias, request))[0]
             if request.grad:
                 out.backward(torch.ones_like(out))
             if out.is_cuda:

@@ -1,5 +1,6 @@
 """Every kernel equals the dense definition, output and gradients, for random grids and patterns."""
 
+import itertools
 import math
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import manyhead.kernels.masks as masks
 import manyhead.kernels.windows as windows
-from manyhead.attention import KERNELS, assert_plan, attend, merge, parse_bytes, plan
+from manyhead.attention import KERNELS, RelativeBias, assert_plan, attend, merge, parse_bytes, plan
 from manyhead.kernels.flex import Flex
+from manyhead.kernels.unfused import neighborhood_av, neighborhood_qk
 from manyhead.pattern import (
     Blocks,
     Causal,
@@ -57,7 +60,9 @@ def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * scale
     weights = torch.where(mask, logits.exp(), 0.0)
     total = weights.sum(-1)
-    out = torch.einsum("bhqk,bkhd->bqhd", weights / total.clamp_min(1e-300)[..., None], value)
+    out = torch.einsum(
+        "bhqk,bkhd->bqhd", weights / total.clamp_min(torch.finfo(total.dtype).tiny)[..., None], value
+    )
     return out.reshape(*q.shape[:-1], -1), total.log().transpose(1, 2).reshape(q.shape[:-1])
 
 
@@ -85,10 +90,12 @@ def test_windows_equal_the_definition(data: st.DataObject) -> None:
     inputs = tensors(grid, None, data.draw(st.integers(1, 2)), key_heads * groups, key_heads, dtype)
     before = windows.LOGITS
     windows.LOGITS = data.draw(st.sampled_from([1, 50, 1000, before]))  # many small chunks and parts
+    kinds = masks.KINDS
+    masks.KINDS = data.draw(st.sampled_from([0, kinds]))  # with and without a table of kinds of tiles
     try:
         assert_equal("windows", pattern, inputs, grid)
     finally:
-        windows.LOGITS = before
+        windows.LOGITS, masks.KINDS = before, kinds
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,7 +103,8 @@ def test_windows_equal_the_definition(data: st.DataObject) -> None:
 def test_the_other_kernels_equal_the_definition(data: st.DataObject) -> None:
     grid = data.draw(grids(most=30))
     pattern = data.draw(patterns(grid))
-    inputs = tensors(grid, None, 2, 2, data.draw(st.sampled_from([1, 2])))
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
+    inputs = tensors(grid, None, 2, 2, data.draw(st.sampled_from([1, 2])), dtype)
     for kernel in ("reference", "sdpa", "auto"):
         assert_equal(kernel, pattern, inputs, grid)
     refusals = plan(*inputs[:3], pattern).refusals
@@ -213,6 +221,50 @@ def test_a_bias_is_added_to_the_logits() -> None:
     for pattern in (Window(3), Causal(), Everything()):
         both = [attend(q, k, v, pattern, bias=bias, kernel=kernel) for kernel in ("sdpa", "reference")]
         assert torch.allclose(*both)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_relative_bias_is_its_dense_self_in_every_kernel(data: st.DataObject) -> None:
+    grid = data.draw(grids(most=30))
+    pattern = data.draw(patterns(grid))
+    key_heads, groups = data.draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
+    q, k, v, g = tensors(grid, None, 2, key_heads * groups, key_heads)
+    table = torch.randn(key_heads * groups, *(data.draw(st.sampled_from([1, 3, 7])) for _ in grid)).double()
+    bias = RelativeBias(table.requires_grad_(), data.draw(st.integers(1, 2)))
+    # the definition, pair by pair
+    dense_bias = torch.empty(len(table), *grid, *grid, dtype=torch.float64)
+    for query in itertools.product(*map(range, grid)):
+        for key in itertools.product(*map(range, grid)):
+            steps = [(b - a) // bias.dilation for a, b in zip(query, key, strict=True)]  # type: ignore[operator]
+            place = [
+                min(max(step + n // 2, 0), n - 1) for step, n in zip(steps, table.shape[1:], strict=True)
+            ]
+            dense_bias[(slice(None), *query, *key)] = table.detach()[(slice(None), *place)]
+    flat = dense_bias.reshape(len(table), q[0, ..., 0, 0].numel(), -1)
+    assert (bias.dense(grid, grid) == flat).all()
+    wanted = attend(q, k, v, pattern, bias=bias.dense(grid, grid), kernel="reference")
+    wanted_gradients = torch.autograd.grad(wanted, (q, k, v, table), g)  # type: ignore[arg-type]
+    before = windows.LOGITS
+    windows.LOGITS = data.draw(st.sampled_from([1, 100, before]))
+    try:
+        for kernel in plan(q, k, v, pattern, bias=bias).seconds:
+            out = attend(q, k, v, pattern, bias=bias, kernel=kernel)
+            assert (out - wanted).abs().max() < 1e-10  # type: ignore[operator]
+            gradients = torch.autograd.grad(out, (q, k, v, table), g)  # type: ignore[arg-type]
+            for ours, theirs in zip(gradients, wanted_gradients, strict=True):
+                assert (ours - theirs).abs().max() < 1e-10 * (1 + theirs.abs().max())
+    finally:
+        windows.LOGITS = before
+
+
+def test_windows_with_a_relative_bias_equal_the_unfused_primitives() -> None:
+    q, k, v, _ = tensors((7, 9))
+    window, table = Window((3, 5), dilation=(2, 1)), torch.randn(2, 5, 9, dtype=torch.float64)
+    out = attend(q, k, v, window, scale=1.0, bias=RelativeBias(table, (2, 1)), kernel="windows")
+    first, second, third = (x.movedim(-2, 1) for x in (q, k, v))
+    weights = neighborhood_qk(first, second, window, table).softmax(-1)
+    assert (out - neighborhood_av(weights, third, window).movedim(1, -2)).abs().max() < 1e-12  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

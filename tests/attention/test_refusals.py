@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manyhead.attention import attend, merge, parse_bytes, plan
+from manyhead.attention import RelativeBias, attend, merge, parse_bytes, plan
 from manyhead.errors import InputError
 from manyhead.grid import as_grid, to_lattices
 from manyhead.kernels.ring import ring_attend
@@ -104,6 +104,18 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: attend(*[x(1, 8, 2, 4)] * 3, kernel="flex"), "no backward pass on cpu"),
     (lambda: attend(*[x(1, 8, 2, 4)] * 3, bias=x(3, 8, 8)), r"broadcasts to \(1, 2, 8, 8\), got \(3, 8, 8\)"),
+    (
+        lambda: attend(*[x(1, 8, 2, 4)] * 3, bias=RelativeBias(x(2, 4))),
+        r"odd length on 1 grid axes, got the shape \(2, 4\)",
+    ),
+    (
+        lambda: attend(*[x(1, 8, 2, 4)] * 3, bias=RelativeBias(x(2, 5), 0)),
+        "dilation takes a number from 1.*got 0",
+    ),
+    (
+        lambda: attend(*[x(1, 8, 2, 4)] * 3, bias=RelativeBias(x(2, 5, dtype=torch.float64))),
+        "bias has the dtype and device of q, got torch.float64",
+    ),
     (lambda: attend(*[x(1, 8, 2, 4)] * 3, PerHead((Causal(),) * 3)), "for 3 heads, q has 2"),
     (lambda: attend(*[x(1, 8, 2, 4)] * 3, Valid((3, 4))), "for 2 samples, the batch has 1"),
     (lambda: attend(*[x(1, 8, 2, 4)] * 3, additional_keys=x(1, 3, 2, 4)), "given together"),
@@ -126,7 +138,15 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: neighborhood_av(x(1, 2, 8, 4), x(1, 2, 8, 4), Window(3)), r"\(1, 2, 8, 3\), got \(1, 2, 8, 4\)"),
     (lambda: ring_attend(*[x(1, 8, 2)] * 3), r"\(batch, tokens, heads, head_dim\), got"),
     (lambda: ring_attend(*[x(1, 8, 2, 4)] * 3, grid=9), "holds 9 tokens of .* got 8"),
-    (lambda: ring_attend(*[x(1, 8, 2, 4)] * 3, engine="torch-cp"), "CUDA only"),
+    (
+        lambda: ring_attend(*[x(1, 8, 2, 4)] * 3, engine="torch-cp"),
+        "CUDA only, its attention has no kernel for cpu",
+    ),
+    (
+        lambda: ring_attend(*[x(1, 8, 2, 4).requires_grad_()] * 3, engine="torch-cp"),
+        "gives no gradients: PyTorch's context has to span",
+    ),
+    (lambda: ring_attend(*[x(1, 8, 2, 4)] * 3, engine="ring-flash-attn"), "CUDA only"),
     (lambda: ring_attend(*[x(1, 8, 2, 4)] * 3, engine="fast"), "engine is .* got 'fast'"),  # type: ignore[arg-type]
     (lambda: positions(3, 4), "3 tokens cannot be spread over 4"),
     (lambda: positions(8, 2, "random"), "layout is one of .* got 'random'"),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from manyhead.grid import Grid
+from manyhead.kernels.relative import RelativeBias
 from manyhead.pattern.base import Pattern
 
 # Seconds on one CPU core, chosen by hand so that the estimates agree with what `benchmarks/plan.py` measures:
@@ -14,6 +15,9 @@ from manyhead.pattern.base import Pattern
 PER_PRODUCT = 0.038e-9  # one multiply-add of a large matrix product
 PER_PASS = 0.45e-9  # one pass over one entry of a large array
 PER_CALL = 60e-6  # one call of any kernel
+
+
+Bias = Tensor | RelativeBias | None
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Request:
         device: of all inputs, such as 'cpu' or 'cuda'.
         pattern: who sees whom.
         bias: whether a bias is added to the logits.
+        relative: whether it depends on key minus query only.
         lse: whether the log-sum-exp is asked for.
         grad: whether gradients will be.
     """
@@ -47,6 +52,7 @@ class Request:
     device: str
     pattern: Pattern
     bias: bool = False
+    relative: bool = False
     lse: bool = False
     grad: bool = True
 
@@ -87,15 +93,19 @@ class Kernel:
     """One way to compute exact attention."""
 
     name = ""
+    relative = False
 
     def refusal(self, request: Request) -> str | None:
         """Why the kernel cannot run a request, in a sentence, or None if it can."""
         raise NotImplementedError
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
-        """Output `(B, *query_grid, H, E)` and, where asked for, log-sum-exp `(B, *query_grid, H)`."""
+        """Output `(B, *query_grid, H, E)` and, where asked for, log-sum-exp `(B, *query_grid, H)`.
+
+        A relative bias comes as it is to kernels that are `relative`, as a bias of all pairs to the others.
+        """
         raise NotImplementedError
 
     def peak_bytes(self, request: Request) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.grid import Reach
-from manyhead.kernels.base import PER_CALL, PER_PASS, PER_PRODUCT, Kernel, Request
+from manyhead.kernels.base import PER_CALL, PER_PASS, PER_PRODUCT, Bias, Kernel, Request
 
 
 def _partition(axis: Reach) -> tuple[int, bool] | None:
@@ -48,7 +48,7 @@ class Blocks(Kernel):
         return None
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
         groups = self._groups(request)
         assert groups is not None

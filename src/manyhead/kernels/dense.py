@@ -7,8 +7,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.grid import Reach
-from manyhead.kernels.base import PER_CALL, PER_PASS, PER_PRODUCT, Kernel, Request, heads_first, heads_last
+from manyhead.kernels.base import (
+    PER_CALL,
+    PER_PASS,
+    PER_PRODUCT,
+    Bias,
+    Kernel,
+    Request,
+    heads_first,
+    heads_last,
+)
 from manyhead.kernels.frames import compute_dtype
+from manyhead.kernels.relative import RelativeBias
 
 
 class Reference(Kernel):
@@ -20,8 +30,9 @@ class Reference(Kernel):
         return None
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
+        assert not isinstance(bias, RelativeBias)  # which comes as a bias of all pairs
         dtype = compute_dtype(q.dtype)
         query, key, value = (heads_first(x).to(dtype) for x in (q, k, v))
         key, value = (x.repeat_interleave(request.groups, 1) for x in (key, value))
@@ -75,8 +86,9 @@ class Sdpa(Kernel):
         return None
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
+        assert not isinstance(bias, RelativeBias)  # which comes as a bias of all pairs
         query, key, value = (heads_first(x) for x in (q, k, v))
         plain = _plain(request)
         mask = nothing = None

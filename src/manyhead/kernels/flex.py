@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyhead.grid import Grid
-from manyhead.kernels.base import PER_CALL, PER_PRODUCT, Kernel, Request, heads_first, heads_last
+from manyhead.kernels.base import PER_CALL, PER_PRODUCT, Bias, Kernel, Request, heads_first, heads_last
 from manyhead.pattern.base import Pattern
 
 
@@ -49,7 +49,7 @@ class Flex(Kernel):
         return None
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (heads_first(x).contiguous() for x in (q, k, v))
         pattern = request.pattern

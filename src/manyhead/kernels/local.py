@@ -9,7 +9,7 @@ from torch import Tensor
 from manyhead.errors import InputError
 from manyhead.grid import Grid
 from manyhead.kernels import windows
-from manyhead.kernels.base import Kernel, Request
+from manyhead.kernels.base import Bias, Kernel, Request
 from manyhead.kernels.frames import Layout
 from manyhead.kernels.masks import mask_entries
 from manyhead.kernels.tiles import choose, cost
@@ -46,10 +46,11 @@ class Windows(Kernel):
     """Tiles with halos: gathers only the keys that a tile of queries sees."""
 
     name = "windows"
+    relative = True
 
     def refusal(self, request: Request) -> str | None:
-        if request.bias:
-            return "the fused windows take no bias; the unfused primitives take relative position biases"
+        if request.bias and not request.relative:
+            return "the fused windows take no bias of all pairs; they take a RelativeBias"
         if len(request.query_grid) != len(request.key_grid):
             return (
                 f"tiles need queries and keys of equally many axes, "
@@ -57,6 +58,8 @@ class Windows(Kernel):
             )
         if _contains_chosen(request.pattern):
             return "chosen queries have no tiles of their own"
+        if request.relative and any(axis.ring for job in self._jobs(request) for axis in job.tiling.axes):
+            return "a relative bias has no one offset for the keys of a box that reaches around the grid"
         return None
 
     def _jobs(self, request: Request) -> tuple[Job, ...]:
@@ -65,11 +68,11 @@ class Windows(Kernel):
         )
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, request: Request, scale: float, bias: Bias
     ) -> tuple[Tensor, Tensor | None]:
-        if bias is not None:
-            raise InputError("the windows kernel takes no bias")
-        out, lse = tiled_attention(q, k, v, scale, list(self._jobs(request)), _layout(request))
+        if isinstance(bias, Tensor):
+            raise InputError("the windows kernel takes a RelativeBias, got a bias of all pairs")
+        out, lse = tiled_attention(q, k, v, scale, list(self._jobs(request)), _layout(request), bias)
         return out, lse if request.lse else None
 
     def peak_bytes(self, request: Request) -> int:
@@ -95,6 +98,8 @@ class Windows(Kernel):
             logits = keys * request.groups * math.prod(tiling.tile)
             first = windows.parts(chunk, queries, budget)[0]
             mask = mask_entries(tiling, chunk, first) if job.inside is None else logits
+            if request.relative:  # the entries of a kind of tiles, and their bias spread over the tiles
+                mask += 2 * logits // max(1, math.prod(chunk.counts)) + logits
             if request.grad:
                 arrays = max(2 * logits + keys * (2 * d + e), logits + mask + keys * d)
                 arrays += queries * (d + e + 2)

@@ -147,8 +147,14 @@ def _rsa(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Any:
 def _torch_context_parallel(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Any:
     """PyTorch's own context parallelism, a prototype for CUDA kernels: full and 1-D causal attention.
 
-    Written after PyTorch 2.13 and not run for want of a GPU: its kernels refuse CPU tensors.
+    Written after PyTorch 2.13 and not run on a GPU for want of one. On CPU its attention without a mask
+    equals the native ring on two processes; causal attention and backward passes it refuses there.
     """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise InputError(
+            "the engine 'torch-cp' gives no gradients: PyTorch's context has to span the backward pass too; "
+            "the engine 'native' gives them"
+        )
     if not q.is_cuda:
         raise InputError(
             f"the engine 'torch-cp' runs on CUDA only, its attention has no kernel for {q.device.type}; "

@@ -10,7 +10,7 @@ Shapes: B batch, H query heads, K key heads, D channels of a head; see `frames` 
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ from manyhead.kernels.frames import (
     take_queries,
 )
 from manyhead.kernels.masks import add_mask
+from manyhead.kernels.relative import RelativeBias, add_bias, collect_bias, offsets_of
 from manyhead.kernels.tiles import Tiling
 from manyhead.pattern.base import Pattern
 
@@ -121,10 +122,20 @@ def parts(chunk: Chunk, tiles: int, budget: int) -> list[tuple[int, int]]:
 
 
 def _logits(
-    query: Tensor, key: Tensor, job: Job, chunk: Chunk, layout: Layout, rows: Rows, part: tuple[int, int]
+    query: Tensor,
+    key: Tensor,
+    job: Job,
+    chunk: Chunk,
+    layout: Layout,
+    rows: Rows,
+    part: tuple[int, int],
+    bias: RelativeBias | None,
 ) -> Tensor:
     """Masked logits of a part of a chunk, `(tiles of all rows, queries, keys)`; `query` is scaled."""
     logits = torch.bmm(query, key.transpose(1, 2))
+    if bias is not None:
+        offsets = offsets_of(bias, job.tiling, chunk, part)
+        add_bias(logits, bias.table, offsets, job.tiling, layout, rows, LOG2E)
     add_mask(logits, job.tiling, job.inside, chunk, layout, rows, part)
     return logits
 
@@ -134,15 +145,24 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, jobs: list[Job], layout: Layout
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor | None,
+        scale: float,
+        jobs: list[Job],
+        layout: Layout,
+        dilation: int | Sequence[int],
     ) -> tuple[Tensor, Tensor]:
+        bias = None if table is None else RelativeBias(table, dilation)
         dtype = compute_dtype(q.dtype)
         shape = (layout.batch, *layout.query_grid, layout.key_heads * layout.groups)
         out = lse = None
         for job in jobs:
             part = q.new_zeros((*shape, v.shape[-1]), dtype=dtype if len(jobs) > 1 else q.dtype)
             part_lse = q.new_full(shape, -math.inf, dtype=dtype)
-            _forward(q, k, v, scale, job, layout, part, part_lse)
+            _forward(q, k, v, bias, scale, job, layout, part, part_lse)
             if out is None or lse is None:
                 out, lse = part, part_lse
                 continue
@@ -154,14 +174,15 @@ class _Tiled(torch.autograd.Function):
         assert out is not None
         assert lse is not None
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale, ctx.jobs, ctx.layout = scale, jobs, layout
+        ctx.save_for_backward(q, k, v, out, lse, table)
+        ctx.scale, ctx.jobs, ctx.layout, ctx.dilation = scale, jobs, layout, dilation
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, table = ctx.saved_tensors
+        bias = None if table is None else RelativeBias(table, ctx.dilation)
         dtype = compute_dtype(q.dtype)
         d_out = torch.zeros_like(out) if d_out is None else d_out
         delta = torch.linalg.vecdot(d_out.to(dtype), out.to(dtype))
@@ -169,25 +190,37 @@ class _Tiled(torch.autograd.Function):
             delta -= d_lse
         one = len(ctx.jobs) == 1
         gradients = [torch.zeros_like(x, dtype=x.dtype if one else dtype) for x in (q, k, v)]
+        d_table = None if table is None else torch.zeros_like(table, dtype=dtype)
         lse = lse.masked_fill(lse == -math.inf, 0.0)
         for job in ctx.jobs:
-            _backward((q, k, v, d_out), lse, delta, ctx.scale, job, ctx.layout, gradients)
+            _backward((q, k, v, d_out), bias, lse, delta, ctx.scale, job, ctx.layout, gradients, d_table)
         d_q, d_k, d_v = gradients
-        return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None, None, None
+        if d_table is not None:
+            d_table = d_table.to(q.dtype)
+        return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), d_table, None, None, None, None
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, job: Job, layout: Layout, out: Tensor, lse: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: RelativeBias | None,
+    scale: float,
+    job: Job,
+    layout: Layout,
+    out: Tensor,
+    lse: Tensor,
 ) -> None:
     """Write output and log-sum-exp of one job, some rows at a time."""
     for rows in split_rows(layout, rows_together(job, layout, _budget(q.device))):
-        _forward_rows(q, k, v, scale, job, layout, rows, out, lse)
+        _forward_rows(q, k, v, bias, scale, job, layout, rows, out, lse)
 
 
 def _forward_rows(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: RelativeBias | None,
     scale: float,
     job: Job,
     layout: Layout,
@@ -207,7 +240,7 @@ def _forward_rows(
         best = total = mixed = None
         for part in parts(chunk, query.shape[0] * query.shape[1], budget):
             key = take_keys(keys, chunk, tiling, *part)
-            weights = _logits(query, key, job, chunk, layout, rows, part)
+            weights = _logits(query, key, job, chunk, layout, rows, part, bias)
             top = weights.amax(-1, keepdim=True).clamp_(min=LOWEST)
             if best is not None:
                 top = torch.maximum(best, top)
@@ -234,20 +267,34 @@ def _forward_rows(
 
 def _backward(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    bias: RelativeBias | None,
     lse: Tensor,
     delta: Tensor,
     scale: float,
     job: Job,
     layout: Layout,
     gradients: list[Tensor],
+    d_table: Tensor | None,
 ) -> None:
     """Add the gradients of one job, some rows at a time."""
     for rows in split_rows(layout, rows_together(job, layout, _budget(lse.device))):
-        _backward_rows(inputs, lse, delta, scale, job, layout, rows, gradients)
+        _backward_rows(inputs, bias, lse, delta, scale, job, layout, rows, gradients, d_table)
+
+
+def _collector(
+    make: Callable[[Tensor, Tiling], Tensor], target: Tensor, tiling: Tiling, like: Tensor, x: Tensor
+) -> Tensor:
+    """Frame that collects a gradient: a view of its place where the input's frame is one, else zeros."""
+    if same_memory(like, x) and target.dtype == like.dtype:
+        frame = make(target, tiling)
+        if same_memory(frame, target):
+            return frame
+    return torch.zeros_like(like)
 
 
 def _backward_rows(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    bias: RelativeBias | None,
     lse: Tensor,
     delta: Tensor,
     scale: float,
@@ -255,6 +302,7 @@ def _backward_rows(
     layout: Layout,
     rows: Rows,
     gradients: list[Tensor],
+    d_table: Tensor | None,
 ) -> None:
     """The part of `_backward` that some rows are: P = exp(S - lse), dS = P * (dO V^T - delta)."""
     q, k, v, d_out = inputs
@@ -263,13 +311,10 @@ def _backward_rows(
     known = [query_frame(query_rows(x[..., None], layout, rows), tiling) for x in (lse, delta)]
     keys, values = key_frame(key_rows(k, rows), tiling), key_frame(key_rows(v, rows), tiling)
     targets = [query_rows(gradients[0], layout, rows), *(key_rows(x, rows) for x in gradients[1:])]
-    framed = [(query_frame, q, queries), (key_frame, k, keys), (key_frame, v, values)]
     frames = [
-        # where the input's frame is a view, its gradient is collected where it belongs
-        make(target, tiling)
-        if same_memory(frame, x) and target.dtype == frame.dtype
-        else torch.zeros_like(frame)
-        for target, (make, x, frame) in zip(targets, framed, strict=True)
+        _collector(query_frame, targets[0], tiling, queries, q),
+        _collector(key_frame, targets[1], tiling, keys, k),
+        _collector(key_frame, targets[2], tiling, values, v),
     ]
     for chunk in chunks(job, layout, rows.number, budget):
         query = take_queries(queries, chunk, tiling).mul(scale * LOG2E)
@@ -279,10 +324,13 @@ def _backward_rows(
         d_query = None
         for part in parts(chunk, query.shape[0] * query.shape[1], budget):
             key = take_keys(keys, chunk, tiling, *part)
-            weights = _logits(query, key, job, chunk, layout, rows, part).sub_(norm).exp2_()
+            weights = _logits(query, key, job, chunk, layout, rows, part, bias).sub_(norm).exp2_()
             add_keys(frames[2], torch.bmm(weights.transpose(1, 2), gradient), chunk, tiling, *part)
             value = take_keys(values, chunk, tiling, *part)
             d_logits = torch.bmm(gradient, value.transpose(1, 2)).sub_(mean).mul_(weights)
+            if bias is not None and d_table is not None:
+                offsets = offsets_of(bias, tiling, chunk, part)
+                collect_bias(d_table, d_logits, offsets, tiling, layout, rows)
             d_key = torch.bmm(d_logits.transpose(1, 2), query)
             add_keys(frames[1], d_key, chunk, tiling, *part, factor=LN2)
             d_query = torch.bmm(d_logits, key) if d_query is None else d_query.baddbmm_(d_logits, key)
@@ -298,9 +346,15 @@ def _backward_rows(
 
 
 def tiled_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, jobs: list[Job], layout: Layout
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    jobs: list[Job],
+    layout: Layout,
+    bias: RelativeBias | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of a tiled pattern, differentiable in all three inputs and in both outputs.
+    """Attention of a tiled pattern, differentiable in all inputs and in both outputs.
 
     Args:
         q: `(B, *query_grid, H, D)`.
@@ -309,10 +363,12 @@ def tiled_attention(
         scale: factor on the logits.
         jobs: the pattern's disjoint terms with their tilings.
         layout: sizes of the call.
+        bias: relative position bias, or None.
 
     Returns:
         Output `(B, *query_grid, H, E)` in the dtype of `q`, and the log-sum-exp of the scaled logits
         `(B, *query_grid, H)`, -inf where a query sees nothing, in float32 or float64.
     """
-    out, lse = _Tiled.apply(q, k, v, scale, jobs, layout)  # type: ignore[no-untyped-call]
+    table, dilation = (None, 1) if bias is None else (bias.table, bias.dilation)
+    out, lse = _Tiled.apply(q, k, v, table, scale, jobs, layout, dilation)  # type: ignore[no-untyped-call]
     return out, lse

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from manyhead.attention import attend
+from manyhead.attention import RelativeBias, attend
 from manyhead.errors import InputError
-from manyhead.kernels.unfused import neighborhood_av, neighborhood_qk, slots_of
+from manyhead.kernels.unfused import neighborhood_qk, slots_of
 from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer, Traits
 from manyhead.pattern import Pattern, Window
 
@@ -41,7 +41,7 @@ class NeighborhoodAttention(Mixer):
         pattern: a `Window`, or any pattern on the grid.
         bias: whether the projection to queries, keys and values has a bias.
         relative: whether to learn a relative position bias (trunc-normal, standard deviation 0.02), as
-            early versions did; it is not scaled, takes a `Window` without causal axes and runs unfused.
+            early versions did; it is not scaled, and takes a `Window` with one size per axis.
         kernel: kernel of `attend`.
 
     Shape:
@@ -88,9 +88,9 @@ class NeighborhoodAttention(Mixer):
             assert isinstance(out, Tensor)
         else:
             assert isinstance(self.pattern, Window)
-            q, k, v = (part.movedim(-2, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
-            weights = neighborhood_qk(q, k, self.pattern, self.rpb).softmax(-1)
-            out = neighborhood_av(weights, v, self.pattern).movedim(1, -2)
+            bias = RelativeBias(self.rpb, self.pattern.dilation)
+            out = attend(q, k, v, self.pattern, bias=bias, kernel=self.kernel)
+            assert isinstance(out, Tensor)
         mixed: Tensor = self.proj(out.flatten(-2))
         return mixed
 
