@@ -46,7 +46,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
                 continue
             torch.manual_seed(seed)
             network = MultiAxis(order, conv)
-            fit_classifier(network, x, y, seen=max(320, int(50 * budget)), rate=5e-3, seed=seed)
+            fit_classifier(network, x, y, seen=max(320, int(50 * budget)), seed=seed)
             scores[name, conv] = accuracy(network, test_x, test_y)
     plain = {name: scores[name, False] for name in orders}
     return [
