@@ -154,7 +154,7 @@ def train_text(
     vocabulary: Annotated[int, typer.Option(help="Tokens of its tokeniser.")] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
 ) -> None:
-    """Train a small text generator, such as on the standard library's source."""
+    """Train a small text generator, such as on Python's own source; a killed run goes on when repeated."""
     from manyhead.text.commands import run_train
     from manyhead.text.model import TextModel
 

@@ -75,6 +75,32 @@ def test_writing_equals_the_network_and_goes_on_where_the_context_is_full(writer
     assert all(isinstance(piece, str) for piece in long)
 
 
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, steps: int, loss: float) -> None:
+        if step == 7:
+            raise Killed
+
+    options = {"seconds": 0.3, "sizes": TextModel(16, 1, 2, 16), "vocabulary": 270, "batch": 4, "every": 0.0}
+    with pytest.raises(Killed):
+        train_text(SOURCE, folder=tmp_path, report=kill, **options)  # type: ignore[arg-type]
+    began: list[int] = []
+    report = lambda step, steps, loss: began.append(step)  # noqa: E731
+    again = train_text(SOURCE, folder=tmp_path, report=report, **options)  # type: ignore[arg-type]
+    assert began[0] == 7  # the checkpoint after step 6 was the last
+    # from the same checkpoint, and from the end of training, to the same weights
+    twice = train_text(SOURCE, folder=tmp_path, **options)  # type: ignore[arg-type]
+    for left, right in zip(again.network.parameters(), twice.network.parameters(), strict=True):
+        assert torch.equal(left, right)
+    with pytest.raises(InputError, match="another text or other settings"):
+        train_text(SOURCE + b"x", folder=tmp_path, **options)  # type: ignore[arg-type]
+    (tmp_path / "training.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="remove it to begin again"):
+        train_text(SOURCE, folder=tmp_path, **options)  # type: ignore[arg-type]
+
+
 def test_a_model_is_saved_and_loaded_and_replaced_as_a_whole(tmp_path: Path, writer: Writer) -> None:
     writer.save(tmp_path)
     back = Writer.load(tmp_path)

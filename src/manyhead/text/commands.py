@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from manyhead.errors import InputError
 from manyhead.text.model import TextModel, Writer
-from manyhead.text.train import read_texts, train_text
+from manyhead.text.train import CHECKPOINT, read_texts, train_text
 
 
 def run_train(
@@ -26,10 +28,10 @@ def run_train(
         def report(step: int, steps: int, loss: float) -> None:
             progress.update(bar, completed=step, total=steps, loss=loss)
 
-        writer = train_text(
-            text, seconds=60 * minutes, sizes=sizes, vocabulary=vocabulary, seed=seed, report=report
-        )
+        options: dict[str, Any] = {"sizes": sizes, "vocabulary": vocabulary, "seed": seed}
+        writer = train_text(text, seconds=60 * minutes, folder=output, report=report, **options)
     writer.save(output)
+    (Path(output) / CHECKPOINT).unlink(missing_ok=True)
     record = writer.record
     print(
         f"{output}: {record['parameters']:,} parameters, {record['steps']:,} steps, "

@@ -1,9 +1,12 @@
 """Train a text generator within a budget of time."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,9 @@ from manyhead.networks.transformer import Transformer
 from manyhead.text.model import TextModel, Writer
 from manyhead.text.tokenizer import BYTES, Tokenizer
 from manyhead.training.budget import affordable_steps
+from manyhead.training.checkpoint import CheckpointError, load_state, save_state
 
+CHECKPOINT = "training.safetensors"  # there as long as a training has not ended
 HELD_OUT = 20  # every twentieth part of the text is for judging
 
 
@@ -51,6 +56,8 @@ def train_text(
     batch: int = 16,
     rate: float = 3e-3,
     seed: int = 0,
+    folder: str | Path | None = None,
+    every: float = 30.0,
     report: Callable[[int, int, float], None] | None = None,
 ) -> Writer:
     """Learn a tokeniser and a network from text.
@@ -66,13 +73,17 @@ def train_text(
         batch: windows of a step.
         rate: highest learning rate of AdamW.
         seed: of weights and windows.
+        folder: where a checkpoint is kept while training lasts; a run that was killed goes on from it, if
+            it had the same text and arguments.
+        every: seconds between checkpoints.
         report: called with the step, the number of steps and the loss.
 
     Returns:
         The trained generator; its record holds bits a byte on text that was not trained on.
 
     Raises:
-        InputError: if a size or the time cannot be, or there is too little text for a window.
+        InputError: if a size or the time cannot be, there is too little text for a window, or the
+            checkpoint is of another run.
     """
     if seconds <= 0:
         raise InputError(f"training takes time: seconds is above zero, got {seconds}")
@@ -90,13 +101,28 @@ def train_text(
         torch.manual_seed(seed)
         network = sizes.network(len(tokenizer))
     random = torch.Generator().manual_seed(seed)
-    draw = partial(_loss, network, train, sizes.context, batch, random)
-    steps = affordable_steps(seconds, [draw], 1_000_000)
+    loss_of = partial(_loss, network, train, sizes.context, batch, random)
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    run: dict[str, Any] = {
+        "text": hashlib.sha256(text).hexdigest(),
+        "arguments": [asdict(sizes), seconds, vocabulary, batch, rate, seed],
+    }
+    held = _held(path, run)
+    steps = affordable_steps(seconds, [loss_of], 1_000_000) if held is None else held["steps"]
     network.zero_grad()
+    random.manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.05)
-    for step in range(steps):
-        loss = draw()
+    done, spent = 0, 0.0
+    if held is not None:
+        done, spent = held["done"], held["spent"]
+        network.load_state_dict(held["network"])
+        optimizer.load_state_dict(held["optimizer"])
+        schedule.load_state_dict(held["schedule"])
+        random.set_state(held["random"])
+    saved = time.perf_counter()
+    for step in range(done, steps):
+        loss = loss_of()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -104,6 +130,18 @@ def train_text(
         schedule.step()
         if report is not None:
             report(step + 1, steps, float(loss.detach()))
+        if path is not None and time.perf_counter() - saved > every:
+            state = {
+                "steps": steps,
+                "done": step + 1,
+                "spent": spent + time.perf_counter() - begun,
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "random": random.get_state(),
+            }
+            save_state(path, run | state)
+            saved = time.perf_counter()
     writer = Writer(sizes, network.eval(), tokenizer)
     writer.record.update(
         {
@@ -113,12 +151,31 @@ def train_text(
             "steps": steps,
             "batch": batch,
             "seed": seed,
-            "seconds": time.perf_counter() - begun,
+            "seconds": spent + time.perf_counter() - begun,
             "parameters": sum(weight.numel() for weight in network.parameters()),
             "held-out bits a byte": writer.bits_a_byte(test),
         }
     )
     return writer
+
+
+def _held(path: Path | None, run: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint of this very run, or None where there is none.
+
+    Raises:
+        InputError: if it is of another run, or damaged.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        held: dict[str, Any] = load_state(path)
+    except CheckpointError as fault:
+        raise InputError(f"{fault}: remove it to begin again") from None
+    if any(held.get(key) != value for key, value in run.items()):
+        raise InputError(
+            f"{path} is of a run with another text or other settings: give these, or remove it to begin again"
+        )
+    return held
 
 
 def _loss(network: Transformer, ids: Tensor, context: int, batch: int, random: torch.Generator) -> Tensor:
