@@ -50,8 +50,10 @@ def kill_after(running: ForkServerProcess, folder: Path, pieces: int) -> None:
 
 def test_a_run_killed_twice_ends_in_the_table_of_an_undisturbed_one(tmp_path: Path) -> None:
     prices = written(market(), tmp_path / "prices.parquet")
+    cheap = {"relations": {"kind": "spectral", "neighbours": 3}}
     config = build(
         SMALL,
+        cheap,
         {"data": {"prices": prices}, "splits": {"count": 2}, "training": {"seeds": [0, 1]}},
     )
     settings, folder = tmp_path / "settings.toml", tmp_path / "killed"
