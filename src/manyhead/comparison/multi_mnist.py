@@ -14,7 +14,7 @@ from manyhead.tasks import LinearHead, MultiTask, Task
 
 CHANNELS, TOKENS, CLASSES = 32, 36, 10
 # budget -> canvases to learn from, to choose on, to report
-SIZES = {"tiny": (600, 300, 600), "small": (2000, 800, 1600), "large": (12000, 3000, 6000)}
+SIZES = {"tiny": (600, 300, 600), "small": (2000, 600, 1600), "large": (12000, 3000, 6000)}
 
 
 class Tokens(nn.Module):

@@ -23,7 +23,7 @@ from manyhead.training import fit
 from manyhead.training.seeds import seeded
 from manyhead.training.settings import NonFiniteLoss
 
-LOOKS = 40  # looks at the tasks' gradients over a run
+LOOKS = 25  # looks at the tasks' gradients over a run
 EVALUATED = 500  # samples of a batch where nothing is learnt
 
 
