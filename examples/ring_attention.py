@@ -63,7 +63,8 @@ def main() -> None:
         expected = attend(*full, pattern)
         wanted = [expected, *torch.autograd.grad(expected, full, whole[3])]
         mine = [shard(x, ring.rank, ring.size, options.layout) for x in wanted]
-        error = max(float((a - b).abs().max()) for a, b in zip([out, *gradients], mine, strict=True))
+        pairs = zip([out.detach(), *gradients], mine, strict=True)
+        error = max(float((a - b.detach()).abs().max()) for a, b in pairs)
         line += f", largest error {error:.1e}"
     print(line, flush=True)
     dist.destroy_process_group()
