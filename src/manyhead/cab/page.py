@@ -59,7 +59,7 @@ def page(result: dict[str, Any]) -> Page:
     budget = settings["budget"]
     made = Page(
         "Which attention, and what does it cost?",
-        f"{sum(len(task['mixers']) for task in tasks.values())} mixers at {len(tasks)} tasks, "
+        f"{len({mixer for task in tasks.values() for mixer in task['mixers']})} mixers, {len(tasks)} tasks, "
         f"{budget['steps']} steps each, {len(settings['seeds'])} seeds · {result['machine']}",
     )
     made.headline([_best(name, task) for name, task in tasks.items()])
@@ -67,7 +67,7 @@ def page(result: dict[str, Any]) -> Page:
         "Quality against time",
         "Every mixer trains as many steps. To the left is faster, up is better; softmax attention is at 1.",
     )
-    made.chart(trade_off(tasks), "Composite index over the time of a training step.", 330 * _lines(tasks))
+    made.chart(trade_off(tasks), "Composite index over the time of a training step.", 430 * _lines(tasks))
     for name, task in tasks.items():
         made.section(f"{name}: {task['use']}", _lead(task))
         rows: list[list[str | Cell]] = [
@@ -76,8 +76,8 @@ def page(result: dict[str, Any]) -> Page:
         ]
         made.table(["mixer", *task["metrics"], *COLUMNS], rows, _caption(task))
     made.section("Cost over length", "A forward and a backward pass of one mixer, one sample.")
-    made.chart(costs(tasks, "seconds", 1e3), "Processor time in milliseconds by tokens.", 330 * _lines(tasks))
-    made.chart(costs(tasks, "bytes", 2**-20), "Peak memory in MiB by tokens.", 330 * _lines(tasks))
+    made.chart(costs(tasks, "seconds", 1e3), "Processor time in milliseconds by tokens.", 400 * _lines(tasks))
+    made.chart(costs(tasks, "bytes", 2**-20), "Peak memory in MiB by tokens.", 400 * _lines(tasks))
     made.section("How to read this")
     made.points(
         [
@@ -130,7 +130,7 @@ def _panels(tasks: dict[str, Any]) -> go.Figure:
         rows=_lines(tasks),
         cols=columns,
         subplot_titles=titles,
-        vertical_spacing=0.2 / _lines(tasks),
+        vertical_spacing=0.34 / _lines(tasks),
         horizontal_spacing=0.11,
     )
 

@@ -97,6 +97,8 @@ def _cost(own: dict[str, Any], vanilla: dict[str, Any] | None) -> dict[str, Any]
             longest = both[-1]
             found[f"{what} over vanilla"] = own[kind][longest] / vanilla[kind][longest]
             found["longest"] = int(longest)
+        if own is vanilla:
+            continue
         try:
             met = efficiency_length(
                 [int(length) for length in both],
