@@ -2,12 +2,14 @@
 
 Hassani et al., 'Generalized Neighborhood Attention', 2025, arXiv 2504.16922: axes are padded to
 multiples of tile times dilation, tokens reordered so that each multi-dimensional tile is contiguous,
-and each query tile visits only the key tiles that its windows touch. It shows what the simulator
-counts; `attend` has its own tiles.
+and each query tile visits only the key tiles that its windows touch, without a mask where all of them
+are full. It shows what the simulator counts; `attend` has its own tiles.
 """
 
 import itertools
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -69,6 +71,51 @@ def _visits(
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """Query tiles of one residue class that visit equally many key tiles.
+
+    Args:
+        group: the residue class.
+        queries: numbers of the query tiles, `(members,)`.
+        keys: numbers of the key tiles of each, `(members, visits)`.
+        hidden: masked pairs `(members, query tokens, key tokens)`, or None where all tiles are full.
+    """
+
+    group: int
+    queries: Tensor
+    keys: Tensor
+    hidden: Tensor | None
+
+
+@lru_cache(maxsize=8)
+def _schedule(
+    window: Window, grid: Grid, query_tile: tuple[int, ...], key_tile: tuple[int, ...], everything: bool
+) -> tuple[list[Visit], int]:
+    """What is computed for a window on a grid, made once, and the number of pairs of tiles."""
+    dilation = tuple(axis.dilation for axis in window.axes(len(grid)))
+    place = torch.arange(math.prod(grid)).reshape(1, *grid, 1, 1) + 1  # 0 is padding
+    at_query, at_key = (
+        _permute(place, dilation, tile)[:, 0, ..., 0, 0] - 1 for tile in (query_tile, key_tile)
+    )
+    mask = window.mask(grid)
+    found, visited = [], 0
+    for group, tiles in enumerate(_visits(window, grid, query_tile, key_tile, everything)):
+        by_number: dict[int, list[int]] = {}
+        for tile, visits in enumerate(tiles):
+            if visits:
+                by_number.setdefault(len(visits), []).append(tile)
+        for number, members in by_number.items():
+            visited += number * len(members)
+            keys = torch.tensor([tiles[tile] for tile in members])
+            queries = torch.tensor(members)
+            rows, columns = at_query[group][queries], at_key[group][keys].flatten(1)
+            seen = mask[rows.clamp(min=0)[:, :, None], columns.clamp(min=0)[:, None, :]]
+            seen = seen & (columns >= 0)[:, None, :]
+            found.append(Visit(group, queries, keys, None if bool(seen.all()) else ~seen))
+    return found, visited
+
+
 def permuted_attention(
     q: Tensor,
     k: Tensor,
@@ -106,33 +153,16 @@ def permuted_attention(
         _permute(k, dilation, columns),
         _permute(v, dilation, columns),
     )
-    place = torch.arange(math.prod(grid), device=q.device).reshape(1, *grid, 1, 1) + 1  # 0 is padding
-    at_query, at_key = (_permute(place, dilation, tile)[:, 0, ..., 0, 0] - 1 for tile in (rows, columns))
-    mask = window.mask(grid, device=q.device)
+    schedule, visited = _schedule(window, grid, rows, columns, all_tiles)
     out = torch.zeros_like(queries)
-    visited = 0
-    for group, tiles in enumerate(_visits(window, grid, rows, columns, all_tiles)):
-        by_number: dict[int, list[int]] = {}
-        for tile, visits in enumerate(tiles):
-            if visits:
-                by_number.setdefault(len(visits), []).append(tile)
-        for number, members in by_number.items():
-            visited += number * len(members)
-            chosen = torch.tensor([tiles[tile] for tile in members], device=q.device)  # (members, visits)
-            mine = torch.tensor(members, device=q.device)
-            query = queries[group][:, mine].movedim(-2, 2).flatten(0, 2)  # (B * members * H, tokens, D)
-            key, value = (
-                x[group][:, chosen].flatten(2, 3).movedim(-2, 2).flatten(0, 2) for x in (keys, values)
-            )
-            rows_at = at_query[group][mine]
-            columns_at = at_key[group][chosen].flatten(1)
-            seen = mask[rows_at.clamp(min=0)[:, :, None], columns_at.clamp(min=0)[:, None, :]]
-            seen = seen & (columns_at >= 0)[:, None, :]
-            hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, HIDDEN)
-            logits = (query @ key.transpose(1, 2)).unflatten(0, (batch, len(members), heads))
-            weights = (logits + hidden[None, :, None]).softmax(-1).flatten(0, 2)
-            part = (weights @ value).unflatten(0, (batch, len(members), heads)).movedim(2, -2)
-            out[group, :, mine] = part
+    for visit in schedule:
+        mine, chosen = visit.queries.to(q.device), visit.keys.to(q.device)
+        query = queries[visit.group][:, mine].movedim(-2, 2)  # (B, members, H, tokens, D)
+        key, value = (x[visit.group][:, chosen].flatten(2, 3).movedim(-2, 2) for x in (keys, values))
+        logits = query @ key.transpose(-1, -2)
+        if visit.hidden is not None:
+            logits = logits.masked_fill(visit.hidden.to(q.device)[None, :, None], HIDDEN)
+        out[visit.group, :, mine] = (logits.softmax(-1) @ value).movedim(2, -2)
     lengths = [-(-n // d) for n, d in zip(grid, dilation, strict=True)]
     counts = [-(-n // t) for n, t in zip(lengths, rows, strict=True)]
     out = out.flatten(0, 1).reshape(-1, *counts, *rows, heads, v.shape[-1])
