@@ -319,6 +319,6 @@ SYSTEM = System(
     claim="From one trained network of slimmable encoder and decoders, small networks are cut for any budget "
     "and preference over tasks, without training again.",
     demo=demo,
-    budget=60.0,
+    budget=45.0,
     notes=NOTES,
 )
