@@ -17,7 +17,8 @@ from manyhead.stocks.canary import replaced
 from manyhead.stocks.network import Stockformer, official_state_dict
 from manyhead.stocks.panel import Panel
 from manyhead.stocks.prices import read_prices
-from manyhead.stocks.published import columns_of, read_published, save_published, score_published, untrained
+from manyhead.stocks.published import columns_of, read_published, save_published, untrained
+from manyhead.stocks.published_scores import score_published
 from tests.stocks.market import market, written
 from tests.stocks.test_commands import manyhead
 

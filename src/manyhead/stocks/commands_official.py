@@ -33,7 +33,8 @@ def import_official_command(
     """Read the published Stockformer weights, keep them as safetensors, and score prices with them."""
     from manyhead.stocks.config import build
     from manyhead.stocks.pipeline import load_panel
-    from manyhead.stocks.published import read_published, save_published, score_published
+    from manyhead.stocks.published import read_published, save_published
+    from manyhead.stocks.published_scores import score_published
     from manyhead.stocks.tables import print_table, write_table
 
     if prices is None and (out is not None or nodes is not None):
