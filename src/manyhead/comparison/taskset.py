@@ -129,7 +129,7 @@ class Budget:
 
 BUDGETS = {
     "tiny": Budget(3, (1e-3, 3e-3)),
-    "small": Budget(8, (1e-3, 3e-3)),
+    "small": Budget(6, (1e-3, 3e-3)),
     "large": Budget(40, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
