@@ -1,6 +1,6 @@
 """A training step of Aaren's scan against softmax attention of equal width.
 
-    python benchmarks/aaren_scan.py [--channels 64] [--heads 4] [--repeats 3] [--json FILE]
+    python benchmarks/aaren_scan.py [--channels 64] [--heads 4] [--repeats 3] [--processor] [--json FILE]
 
 Prints the growth exponent of both between 4k and 16k tokens, and the length at which they cost the same
 (fits of `efficiency_length`).
@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,20 +26,25 @@ from manyhead.mixers.softmax import SoftmaxAttention
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
-def step(layer: nn.Module, x: torch.Tensor) -> float:
+def step(layer: nn.Module, x: torch.Tensor, clock: Callable[[], float]) -> float:
     """Seconds of a forward and a backward pass."""
     layer.zero_grad()
-    begun = time.perf_counter()
+    begun = clock()
     layer(x).square().mean().backward()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in {"channels": 64, "heads": 4, "repeats": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
     parser.add_argument("--json")
     options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     torch.manual_seed(0)
     layers = {
         "aaren": Aaren(options.channels, options.heads),
@@ -50,7 +56,7 @@ def main() -> None:
         runs: dict[str, list[float]] = {name: [] for name in layers}
         for repeat in range(options.repeats + 1):
             for name, layer in layers.items():
-                seconds = step(layer, x)
+                seconds = step(layer, x, clock)
                 if repeat:
                     runs[name].append(seconds)
         for name in layers:

@@ -1,9 +1,10 @@
 """Time of a mixture of heads that computes what it selected, against dense multi-head attention.
 
-    python benchmarks/moh.py [--tokens 1024] [--channels 512] [--heads 8] [--batch 4] [--json FILE]
+    python benchmarks/moh.py [--tokens 1024] [--channels 512] [--heads 8] [--processor] [--json FILE]
 
 Half of the heads are at work (a quarter shared, a quarter selected by a fresh router). Runs of the two
-alternate, the median ratio of pairs is reported.
+alternate, the median ratio of pairs is reported. --processor measures processor time of one thread, which
+other work on the machine disturbs less.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -20,18 +22,23 @@ from manyhead.mixers.moh import MixtureOfHeads
 from manyhead.mixers.multihead import MultiHeadAttention
 
 
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
     call()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in {"tokens": 1024, "channels": 512, "heads": 8, "batch": 4, "pairs": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
     parser.add_argument("--json")
     options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     torch.manual_seed(0)
     x = torch.randn(options.batch, options.tokens, options.channels)
     quarter = options.heads // 4
@@ -54,7 +61,7 @@ def main() -> None:
         for name, run in (("inference", infer), ("training", train)):
             pairs = []
             for n in range(options.pairs + 2):
-                pair = seconds(lambda: run(sparse)), seconds(lambda: run(dense))  # noqa: B023
+                pair = [seconds(partial(run, layer), clock) for layer in (sparse, dense)]
                 pairs += [pair] if n >= 2 else []
             key = f"{name}, {'causal' if causal else 'both ways'}"
             found[key] = {

@@ -1,6 +1,6 @@
 """Time and memory of one token of a stream after 1k, 8k and 64k tokens.
 
-    python benchmarks/streaming.py [--channels 128] [--heads 4] [--steps 100] [--json FILE]
+    python benchmarks/streaming.py [--channels 128] [--heads 4] [--steps 150] [--processor] [--json FILE]
 
 Aaren, linear attention and the selective state space have a state of fixed size; softmax attention
 with a cache stands beside them. Their outcome is 'flat' where the largest over the smallest is at most 1.1.
@@ -23,6 +23,7 @@ from manyhead.mixers.selective import S6
 from manyhead.mixers.softmax import SoftmaxAttention
 
 LENGTHS = (1024, 8192, 65536)
+TOGETHER = 8  # steps of one measurement
 
 
 def state_bytes(state: Any, length: int) -> int:
@@ -36,7 +37,7 @@ def state_bytes(state: Any, length: int) -> int:
 
 def advance(mixer: Mixer, tokens: int, channels: int) -> Any:
     """The state after random tokens, read in pieces of 1024."""
-    state = mixer.initial_state(1, capacity=tokens + 4096)
+    state = mixer.initial_state(1, capacity=tokens + 8192)
     for _ in range(tokens // 1024):
         x = torch.randn(1, 1024, channels)
         if isinstance(mixer, Aaren):
@@ -55,10 +56,15 @@ def advance(mixer: Mixer, tokens: int, channels: int) -> Any:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"channels": 128, "heads": 4, "steps": 100}.items():
+    for name, default in {"channels": 128, "heads": 4, "steps": 150}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
     parser.add_argument("--json")
     options = parser.parse_args()
+    clock = time.perf_counter
+    if options.processor:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     torch.manual_seed(0)
     size = options.channels, options.heads
     mixers: dict[str, Mixer] = {
@@ -69,12 +75,16 @@ def main() -> None:
     }
     states = {(name, n): advance(m, n, options.channels) for name, m in mixers.items() for n in LENGTHS}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in states}
-    for _ in range(options.steps):  # lengths in turn, so that a slow moment hits all of them
-        x = torch.randn(1, options.channels)
-        for (name, n), state in states.items():
-            begun = time.perf_counter()
-            _, states[name, n] = mixers[name].step(x, state)
-            times[name, n].append(time.perf_counter() - begun)
+    for name, mixer in mixers.items():  # one after the other: a long cache would empty the processor's
+        for turn in range(options.steps):
+            # lengths in turn, so that a slow moment hits all of them, and each comes first as often
+            for n in (*LENGTHS[turn % 3 :], *LENGTHS[: turn % 3]):
+                x = torch.randn(1, options.channels)
+                _, states[name, n] = mixer.step(x, states[name, n])  # after another state's turn
+                begun = clock()
+                for _ in range(TOGETHER):
+                    _, states[name, n] = mixer.step(x, states[name, n])
+                times[name, n].append((clock() - begun) / TOGETHER)
     found: dict[str, Any] = {"machine": machine(), **vars(options)}
     for name in mixers:
         micro = [statistics.median(times[name, n]) * 1e6 for n in LENGTHS]

@@ -55,19 +55,19 @@ def to_heads(x: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs) -> Te
     return q
 
 
-def from_heads(out: Tensor, weight: Tensor, pairs: Pairs, tokens: int) -> Tensor:
-    """Map the outputs of pairs to channels and add up those of a token.
+def from_heads(out: Tensor, weight: Tensor, pairs: Pairs, base: Tensor) -> Tensor:
+    """Map the outputs of pairs to channels and add them to what their tokens have already.
 
     Args:
         out: `(pairs, head_dim)`.
         weight: `(channels, heads * head_dim)`.
         pairs: where each output belongs.
-        tokens: number of all tokens.
+        base: `(tokens, channels)`, changed in place.
 
     Returns:
         `(tokens, channels)`.
     """
-    y: Tensor = _FromHeads.apply(out, weight, pairs, tokens)  # type: ignore[no-untyped-call]
+    y: Tensor = _FromHeads.apply(out, weight, pairs, base)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -104,14 +104,14 @@ class _ToHeads(torch.autograd.Function):
 
 class _FromHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, out: Tensor, weight: Tensor, pairs: Pairs, tokens: int) -> Tensor:
+    def forward(ctx: Any, out: Tensor, weight: Tensor, pairs: Pairs, base: Tensor) -> Tensor:
         ctx.save_for_backward(out, weight)
+        ctx.mark_dirty(base)
         ctx.pairs = pairs
-        y = out.new_zeros(tokens, len(weight))
         heads = zip(_split(out, pairs), weight.chunk(len(pairs.tokens), 1), pairs.tokens, strict=True)
         for part, head, places in heads:
-            y.index_add_(0, places, part @ head.mT)
-        return y
+            base.index_add_(0, places, part @ head.mT)
+        return base
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,7 +124,7 @@ class _FromHeads(torch.autograd.Function):
             taken = grad.index_select(0, tokens)
             torch.mm(taken, head, out=of_part)
             of_weight.append(taken.mT @ part)
-        return of_out, torch.cat(of_weight, 1), None, None
+        return of_out, torch.cat(of_weight, 1), None, grad
 
 
 def _split(packed: Tensor, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -144,36 +144,47 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, *, causal: b
     Returns:
         The output of every pair, `(pairs, head_dim)`.
     """
-    k, v = (part.transpose(0, 1).flatten(0, 1) for part in (k, v))  # rows as in `counts`
     if causal:
         out: Tensor = _CausalRows.apply(q, k, v, pairs.places, pairs.counts)  # type: ignore[no-untyped-call]
         return out
     outs = [
         scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
-        for query, key, value in zip(q.split(pairs.counts), k.unbind(0), v.unbind(0), strict=True)
+        for query, key, value in zip(q.split(pairs.counts), _rows(k), _rows(v), strict=True)
     ]
     return torch.cat(outs)
 
 
-def _blocks(places: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int, int, int]]:
-    """Row, its first and last query, and how many keys the first and the last of them see."""
-    ends, start, found = places.tolist(), 0, []
+def _rows(x: Tensor) -> list[Tensor]:
+    """`(batch, heads, keys, head_dim)` by rows as in `Pairs.counts`, without a copy."""
+    return [row for head in x.unbind(1) for row in head.unbind(0)]
+
+
+class _Block(NamedTuple):
+    """Some ascending queries of a row: how many keys the first and the last of them see."""
+
+    row: int
+    size: int
+    seen: int
+    end: int
+
+
+def _blocks(places: Tensor, counts: Sequence[int]) -> list[_Block]:
+    at, start, found = places.tolist(), 0, []
     for row, count in enumerate(counts):
         for first in range(start, start + count, BLOCK):
             last = min(first + BLOCK, start + count)
-            found.append((row, first, last, ends[first] + 1, ends[last - 1] + 1))
+            found.append(_Block(row, last - first, at[first] + 1, at[last - 1] + 1))
         start += count
     return found
 
 
-def _logits(q: Tensor, k: Tensor, places: Tensor, block: tuple[int, int, int, int, int]) -> Tensor:
-    """Masked logits `(queries, keys up to the last query's)` of a block; queries are scaled already."""
-    row, first, last, seen, end = block
-    logits = q[first:last] @ k[row, :end].mT
-    # all queries of the block see the keys before `seen`
-    later = torch.arange(seen, end, device=q.device) > places[first:last, None]
-    logits[:, seen:].masked_fill_(later, -torch.inf)
-    return logits
+def _weights(q: Tensor, k: Tensor, places: Tensor, every: Tensor, block: _Block) -> Tensor:
+    """Attention weights `(queries, keys up to the last query's)` of a block; queries are scaled already."""
+    logits = q @ k[: block.end].mT
+    if block.seen < block.end:  # all queries of the block see the keys before `seen`
+        later = every[block.seen : block.end] > places[:, None]
+        logits[:, block.seen :].masked_fill_(later, -torch.inf)
+    return torch.softmax(logits, -1)
 
 
 class _CausalRows(torch.autograd.Function):
@@ -185,11 +196,12 @@ class _CausalRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, places: Tensor, counts: Sequence[int]) -> Tensor:
         scaled, out = q * q.shape[-1] ** -0.5, torch.empty_like(q)
-        blocks = _blocks(places, counts)
-        for block in blocks:
-            row, first, last, _, end = block
-            weights = torch.softmax(_logits(scaled, k, places, block), -1)
-            torch.mm(weights, v[row, :end], out=out[first:last])
+        blocks, keys, values = _blocks(places, counts), _rows(k), _rows(v)
+        every, sizes = torch.arange(k.shape[2], device=q.device), [block.size for block in blocks]
+        parts = (part.split(sizes) for part in (scaled, places, out)) if blocks else ([], [], [])
+        for block, query, at, answer in zip(blocks, *parts, strict=True):
+            weights = _weights(query, keys[block.row], at, every, block)
+            torch.mm(weights, values[block.row][: block.end], out=answer)
         ctx.blocks = blocks
         ctx.save_for_backward(scaled, k, v, places, out)
         return out
@@ -197,14 +209,18 @@ class _CausalRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled, k, v, places, out = ctx.saved_tensors
-        (grad,) = grads
+        grad, blocks = grads[0].contiguous(), ctx.blocks
         of_q, of_k, of_v = torch.empty_like(scaled), torch.zeros_like(k), torch.zeros_like(v)
+        keys, values, of_keys, of_values = (_rows(part) for part in (k, v, of_k, of_v))
+        every, sizes = torch.arange(k.shape[2], device=k.device), [block.size for block in blocks]
         mean = (grad * out).sum(-1, keepdim=True)  # sum over keys of weight times the weight's gradient
-        for block in ctx.blocks:
-            row, first, last, _, end = block
-            weights = torch.softmax(_logits(scaled, k, places, block), -1)
-            of_v[row, :end].addmm_(weights.mT, grad[first:last])
-            of_logits = (grad[first:last] @ v[row, :end].mT).sub_(mean[first:last]).mul_(weights)
-            torch.mm(of_logits, k[row, :end], out=of_q[first:last])
-            of_k[row, :end].addmm_(of_logits.mT, scaled[first:last])
+        tensors = (scaled, places, grad, mean, of_q)
+        parts = [part.split(sizes) for part in tensors] if blocks else [[] for _ in tensors]
+        for block, query, at, asked, average, answer in zip(blocks, *parts, strict=True):
+            row, end = block.row, block.end
+            weights = _weights(query, keys[row], at, every, block)
+            of_values[row][:end].addmm_(weights.mT, asked)
+            of_logits = (asked @ values[row][:end].mT).sub_(average).mul_(weights)
+            torch.mm(of_logits, keys[row][:end], out=answer)
+            of_keys[row][:end].addmm_(of_logits.mT, query)
         return of_q * scaled.shape[-1] ** -0.5, of_k, of_v, None, None

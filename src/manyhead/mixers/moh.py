@@ -99,7 +99,8 @@ class MixtureOfHeads(Mixer):
             q = attention.rotate(attention.q_norm(q).transpose(1, 2))
             out = scaled_dot_product_attention(q, k[:, :shared], v[:, :shared], is_causal=attention.causal)
             gated = out.transpose(1, 2) * decided.gates[..., :shared, None]
-            y = linear(gated.flatten(2), to_out.weight[:, :width], y).flatten(0, 1)
+            # no view, so that what the other heads say can be added in place
+            y = linear(gated.flatten(2).flatten(0, 1), to_out.weight[:, :width], y)
         if self.router.active:
             pairs = pack(decided.selected)
             bias = None if to_q.bias is None else to_q.bias[width:]
@@ -109,8 +110,10 @@ class MixtureOfHeads(Mixer):
             out = packed_attention(q, k[:, shared:], v[:, shared:], pairs, causal=attention.causal)
             by_head = decided.selected.permute(2, 0, 1)
             gates = decided.gates[..., shared:].permute(2, 0, 1)[by_head]
-            routed = from_heads(out * gates[:, None], to_out.weight[:, width:], pairs, x.shape[:2].numel())
-            y = routed if y is None else routed + y
+            if not shared:
+                y = x.new_zeros(x.shape[:2].numel(), len(to_out.weight)) + (0 if y is None else y)
+            assert y is not None
+            y = from_heads(out * gates[:, None], to_out.weight[:, width:], pairs, y)
         assert y is not None  # shared + active > 0
         return y.view_as(x)
 
