@@ -145,7 +145,8 @@ def test_scores_are_held_in_any_book(prices: str, tmp_path: Path) -> None:
         assert words in refused.stderr
 
 
-def test_an_update_prints_scores_orders_and_alarms(tmp_path: Path) -> None:
+def test_an_update_prints_scores_orders_and_alarms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manyhead.stocks.pipeline.write_report", lambda *_: None)
     table = market()
     days = table["date"].unique().sort()
     first = written(table.filter(pl.col("date") <= days[-3]), tmp_path / "first.parquet")

@@ -43,7 +43,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ended sixty days ago; tests work on copies of it."""
     folder = tmp_path_factory.mktemp("ended")
     source = written(until(END), folder / "prices.parquet")
-    run(config(source, 40, training={"epochs": 1}), folder / "run", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manyhead.stocks.pipeline.write_report", lambda *_: None)  # half of a small run's time
+        run(config(source, 40, training={"epochs": 1}), folder / "run", progress=False)
     return folder / "run"
 
 
