@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from manyhead.errors import InputError
+
+if TYPE_CHECKING:  # a second of import that only tasks with metrics need
+    from torchmetrics import Metric, MetricCollection
 
 
 class Task(nn.Module):
@@ -34,7 +37,7 @@ class Task(nn.Module):
         name: str,
         head: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: "Mapping[str, Metric] | None" = None,
         missing_label: int = -100,
     ) -> None:
         super().__init__()
@@ -48,7 +51,7 @@ class Task(nn.Module):
         self.head = head
         self.loss_function = loss
         # a metric's state belongs to one evaluation, so it is kept out of the weights by torchmetrics
-        self.metrics = MetricCollection(dict(metrics)) if metrics else None
+        self.metrics = _collected(metrics) if metrics else None
         self.missing_label = missing_label
 
     def forward(self, representation: Tensor) -> Tensor:
@@ -103,3 +106,9 @@ class Task(nn.Module):
         prediction, target = self.observed(prediction, target, mask)
         if self.metrics is not None and target.numel():
             self.metrics.update(prediction, target)
+
+
+def _collected(metrics: "Mapping[str, Metric]") -> "MetricCollection":
+    from torchmetrics import MetricCollection
+
+    return MetricCollection(dict(metrics))
