@@ -89,7 +89,7 @@ def update(
         cash: money in the account, where the holdings do not say.
         renames: a file of old, new, date: changes of symbols since the run; kept for later updates.
         accept_revisions: take over prices that differ from those that the run has. Scores of earlier days
-            stay as they were decided; the newest day is scored again.
+            stay as they were decided; the newest day is scored again unless a newer one comes with them.
         client: stands in for the yfinance package.
 
     Raises:
@@ -141,9 +141,8 @@ def _append(history: History, config: Config, given: Rows, accept: bool) -> list
     notes = merged.notes
     if merged.revisions:
         live = read_live(history.run)
-        if live is not None and live.height:  # the decision that is not traded yet is taken again
-            newest = live["date"].max()
-            write_live(history.run, live.filter(pl.col("date") < newest))
+        if live is not None and not merged.days:  # the decision that is not traded yet is taken again
+            write_live(history.run, live.filter(pl.col("date") < history.last))
         history.note_revisions(merged.revisions)
         notes.append(
             f"the past was revised in {len(merged.revisions)} cells, as accepted: {merged.revisions[0]}"
