@@ -191,7 +191,8 @@ channels, {SEGMENTS} segments of {SEGMENT} frames, a fifth of the recordings to 
 {DEPTH} blocks of width {WIDTH}, {HEADS} query and {KV_HEADS} key heads. The rival is the same decoder with
 ordinary attention under the same mask over flattened tokens with learned positions, feed-forward parts
 widened until parameters are equal within 1 %. Rows of the tables go by distance (`relative="distance"`).
-Training on 2 to 5 bands draws them anew for every batch.
+Training on 2 to 5 bands draws them anew for every batch. Both networks are far from
+trained after the few hundred steps of a budget, and seeds differ by more than the networks do.
 
 **Where paper and code disagree.** The paper writes terms of the distance; the code counts table rows from the
 current numbers of segments and channels, so that the row of a distance changes when these do:
