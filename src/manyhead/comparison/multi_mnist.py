@@ -13,6 +13,8 @@ from manyhead.networks.layer import FeedForward, Layer
 from manyhead.tasks import LinearHead, MultiTask, Task
 
 CHANNELS, TOKENS, CLASSES = 32, 36, 10
+# the published radius of 2 with adaptive steps keeps this network at chance on validation of the tuning seed
+FLAT = {"rho": 0.05, "adaptive": False}
 # budget -> canvases to learn from, to choose on, to report
 SIZES = {"tiny": (600, 300, 600), "small": (2000, 600, 1600), "large": (12000, 3000, 6000)}
 
@@ -69,4 +71,4 @@ def tasks(seed: int, budget: str) -> TaskSet:
 
     train, validation, test = multi_mnist(*SIZES.get(budget, SIZES["small"]), seed=seed)
     score = Score("accuracy", "higher")
-    return TaskSet(build, train, validation, test, {"first": score, "second": score})
+    return TaskSet(build, train, validation, test, {"first": score, "second": score}, options={"flat": FLAT})
