@@ -47,14 +47,19 @@ def test_a_linear_map_uses_its_first_channels() -> None:
 
 
 def test_switching_keeps_statistics_of_widths_apart() -> None:
-    norm = SwitchableBatchNorm2d([2, 4]).train()
+    norm = SwitchableBatchNorm2d([1, 3], [2, 4]).train()
+    with torch.no_grad():
+        norm.weights["2"].copy_(torch.tensor([2.0, 3.0]))
+        norm.biases["2"].fill_(1.0)
     x = torch.randn(8, 2, 3, 3) * 3 + 5
-    norm(x)
-    torch.testing.assert_close(norm.of(2).running_mean, 0.1 * x.mean((0, 2, 3)))
-    assert not norm.of(4).running_mean.any()
-    torch.testing.assert_close(norm.eval().cut(2)(x), norm(x))
-    with pytest.raises(InputError, match="statistics for 2, 4 channels, got 3"):
-        norm(torch.randn(1, 3, 2, 2))
+    out = norm(x, 3)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.ones(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(norm.of(3, 2).running_mean, 0.1 * x.mean((0, 2, 3)))
+    for inputs, channels in ((1, 2), (1, 4), (3, 4)):
+        assert not norm.of(inputs, channels).running_mean.any()
+    torch.testing.assert_close(norm.eval().cut(3, 2)(x), norm(x, 3))
+    with pytest.raises(InputError, match=r"for \[2, 4\] channels out of \[1, 3\], got 3 out of 1"):
+        norm(torch.randn(1, 3, 2, 2), 1)
 
 
 def test_sliced_batch_normalisation_counts_full_width_alone() -> None:
@@ -68,7 +73,7 @@ def test_sliced_batch_normalisation_counts_full_width_alone() -> None:
     assert not norm.running_mean.any()
     norm(torch.randn(8, 4, 3, 3) + 1)
     assert norm.running_mean.any()
-    torch.testing.assert_close(norm.eval().cut(2)(narrow), norm(narrow))
+    torch.testing.assert_close(norm.eval().cut(4, 2)(narrow), norm(narrow))
 
 
 def test_group_normalisation_slices_its_weights() -> None:
@@ -77,6 +82,6 @@ def test_group_normalisation_slices_its_weights() -> None:
         parts = x.view(2, groups, -1)
         expected = (parts - parts.mean(-1, keepdim=True)) / parts.std(-1, keepdim=True, correction=0)
         torch.testing.assert_close(norm(x), expected.view_as(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(norm.cut(6)(x), norm(x))
+        torch.testing.assert_close(norm.cut(8, 6)(x), norm(x))
     with pytest.raises(InputError, match="groups of 2 do not divide 5"):
         SlicedGroupNorm(8, 2)(torch.randn(1, 5, 2, 2))

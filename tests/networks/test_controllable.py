@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -85,9 +86,9 @@ def test_training_a_width_leaves_weights_outside_of_it_alone() -> None:
     assert not first[:, 6 * 4 :].any()
     assert not first[6:].any()
     touched = {name for name, value in net.named_buffers() if not torch.equal(value, before[name])}
-    used = {"stages.0.norm.norms.4", "stages.1.norm.norms.3"}
+    used = {"stages.0.norm.norms.1_4", "stages.1.norm.norms.4_3"}
     used |= {
-        f"decoders.{task}.stage.norm.norms.{count}"
+        f"decoders.{task}.stage.norm.norms.3_{count}"
         for task, count in (("shape", 6), ("scale", 2), ("edge", 4))
     }
     assert {name.rsplit(".", 1)[0] for name in touched} == used
@@ -209,6 +210,19 @@ def test_calibration_gives_the_statistics_of_the_images() -> None:
         WidthSearch(net)
 
 
+def test_calibrated_statistics_are_those_of_every_width_with_one_ratio_for_the_encoder() -> None:
+    net, generator = worn("switch"), torch.Generator().manual_seed(5)
+    net.calibrate(IMAGES)
+    for _ in range(4):
+        widths = net.random(generator)
+        small = net.cut(widths)
+        anew = net.cut(widths)
+        calibrate(anew, IMAGES)
+        for (name, kept), (_, again) in zip(small.named_buffers(), anew.named_buffers(), strict=True):
+            if kept.is_floating_point():
+                torch.testing.assert_close(kept, again, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_a_saved_network_is_loaded_without_the_big_one(tmp_path) -> None:
     net = worn("switch")
     small = net.extract({"shape": 0.2, "scale": 1.0, "edge": 0.4}, 0.5 * net.cost())
@@ -233,12 +247,13 @@ def test_a_saved_network_is_loaded_without_the_big_one(tmp_path) -> None:
 def test_one_task_at_one_width_is_an_ordinary_network() -> None:
     net = network("switch", outputs={"a": 3}, dense=[], encoder_widths=(1.0,), decoder_widths=(1.0,))
     plain = SmallMultiTask(NetworkShape.from_json(net.full_shape.to_json()))
-    plain.load_state_dict(
-        {
-            k.replace(".norm.norms.8.", ".norm.").replace(".norm.norms.12.", ".norm."): v
-            for k, v in net.state_dict().items()
-        }
-    )
+    state = {}
+    for name, value in net.state_dict().items():
+        name = re.sub(r"norms\.\d+_\d+\.", "", name)  # statistics of the one width
+        state[
+            re.sub(r"(weights|biases)\.\d+$", lambda m: "weight" if m[1] == "weights" else "bias", name)
+        ] = value
+    plain.load_state_dict(state)
     for model in (net, plain):
         cross_entropy(model(IMAGES)["a"], torch.tensor([0, 1, 2, 0, 1])).backward()
     torch.testing.assert_close(net.stages[0].convolution.weight.grad, plain.stages[0].convolution.weight.grad)

@@ -90,39 +90,52 @@ class SlimmableLinear(nn.Linear):
 
 
 class SwitchableBatchNorm2d(nn.Module):
-    """Batch normalisation with weights and statistics of its own for each number of channels.
+    """Batch normalisation with weights for each number of channels, and statistics for each way to them.
+
+    What a convolution gives depends on how many channels it was given, so that statistics are kept for
+    every pair of input and output channels.
 
     Args:
-        counts: the numbers of channels that may come.
+        inputs: the numbers of channels that may enter the convolution before.
+        counts: the numbers of channels that may come out.
     """
 
-    def __init__(self, counts: Iterable[int]) -> None:
+    def __init__(self, inputs: Iterable[int], counts: Iterable[int]) -> None:
         super().__init__()
-        self.norms = nn.ModuleDict({str(count): nn.BatchNorm2d(count) for count in sorted(set(counts))})
+        self.counts, self.inputs = sorted(set(counts)), sorted(set(inputs))
+        self.norms = nn.ModuleDict(
+            {f"{a}_{b}": nn.BatchNorm2d(b, affine=False) for a in self.inputs for b in self.counts}
+        )
+        self.weights = nn.ParameterDict({str(count): torch.ones(count) for count in self.counts})
+        self.biases = nn.ParameterDict({str(count): torch.zeros(count) for count in self.counts})
 
-    def of(self, channels: int) -> nn.BatchNorm2d:
-        """The normalisation of a width.
+    def of(self, inputs: int, channels: int) -> nn.BatchNorm2d:
+        """The statistics of a width.
 
         Raises:
-            InputError: if there is none for that number of channels.
+            InputError: if there are none for those numbers of channels.
         """
-        if str(channels) not in self.norms:
-            known = ", ".join(self.norms)
-            raise InputError(f"there are statistics for {known} channels, got {channels}")
-        found = self.norms[str(channels)]
+        if f"{inputs}_{channels}" not in self.norms:
+            raise InputError(
+                f"there are statistics for {self.counts} channels out of {self.inputs}, "
+                f"got {channels} out of {inputs}"
+            )
+        found = self.norms[f"{inputs}_{channels}"]
         assert isinstance(found, nn.BatchNorm2d)
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (batch, channels, h, w) by the statistics of that many channels."""
-        out: Tensor = self.of(x.shape[1])(x)
+    def forward(self, x: Tensor, inputs: int) -> Tensor:
+        """Normalise (batch, channels, h, w), which came out of a convolution of `inputs` channels."""
+        key = str(x.shape[1])
+        y = self.of(inputs, x.shape[1])(x)
+        out: Tensor = y * self.weights[key][:, None, None] + self.biases[key][:, None, None]
         return out
 
-    def cut(self, channels: int) -> nn.Module:
+    def cut(self, inputs: int, channels: int) -> nn.Module:
         """An ordinary batch normalisation with the numbers of a width."""
-        held = self.of(channels)
-        small = nn.BatchNorm2d(channels).to(held.weight.device, held.weight.dtype)
-        small.load_state_dict(held.state_dict())
+        weight, bias = self.weights[str(channels)], self.biases[str(channels)]
+        small = nn.BatchNorm2d(channels).to(weight.device, weight.dtype)
+        small.load_state_dict({**self.of(inputs, channels).state_dict(), "weight": weight, "bias": bias})
         return small.train(self.training)
 
 
@@ -133,8 +146,8 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
     (`manyhead.networks.small_multitask.calibrate`).
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (batch, channels, h, w)."""
+    def forward(self, x: Tensor, inputs: int | None = None) -> Tensor:
+        """Normalise (batch, channels, h, w); where they came from does not matter."""
         channels = x.shape[1]
         if channels == self.num_features:
             return super().forward(x)
@@ -146,7 +159,7 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
         mean, variance = self.running_mean[:channels], self.running_var[:channels]
         return batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
 
-    def cut(self, channels: int) -> nn.Module:
+    def cut(self, inputs: int, channels: int) -> nn.Module:
         """An ordinary batch normalisation of a width."""
         small = nn.BatchNorm2d(channels).to(self.weight.device, self.weight.dtype)
         small.load_state_dict(
@@ -178,12 +191,12 @@ class SlicedGroupNorm(nn.Module):
             raise InputError(f"groups of {self.size} do not divide {channels} channels")
         return 1 if self.size is None else channels // self.size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (batch, channels, ...)."""
+    def forward(self, x: Tensor, inputs: int | None = None) -> Tensor:
+        """Normalise (batch, channels, ...); where they came from does not matter."""
         channels = x.shape[1]
         return group_norm(x, self.groups(channels), self.weight[:channels], self.bias[:channels], self.eps)
 
-    def cut(self, channels: int) -> nn.Module:
+    def cut(self, inputs: int, channels: int) -> nn.Module:
         """An ordinary group normalisation of a width."""
         small = nn.GroupNorm(self.groups(channels), channels, self.eps)
         small = small.to(self.weight.device, self.weight.dtype)

@@ -29,6 +29,7 @@ from manyhead.networks.small_multitask import (
     NetworkShape,
     SmallMultiTask,
     Stage,
+    calibrate,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class SuperNet(nn.Module):
         hidden: width of the decoders.
         pool: a decoder of labels reads the mean of each of pool x pool parts of its map.
         encoder_widths, decoder_widths: the ratios to choose from; the largest must be 1.
-        norm: 'switch' (batch normalisation with statistics for each number of channels), 'batch' (one, whose
-            statistics are computed anew for a sub-network), 'group' or 'layer'.
+        norm: 'switch' (batch normalisation with statistics for each number of channels, see `calibrate`),
+            'batch' (one, whose statistics are computed anew for a sub-network), 'group' or 'layer'.
         group: channels of a group, for 'group'.
 
     Shape:
@@ -107,17 +108,18 @@ class SuperNet(nn.Module):
         self.norm = norm
         before = [inputs, *channels]
         self.stages = nn.ModuleList(
-            Stage(SlimmableConv2d(a, b, 3, stride), self._norm(b, self.encoder_widths))
-            for a, b, stride in zip(before[:-1], before[1:], strides, strict=True)
+            Stage(SlimmableConv2d(a, b, 3, stride), self._norm(a, b, self.encoder_widths, first=number == 0))
+            for number, (a, b, stride) in enumerate(zip(before[:-1], before[1:], strides, strict=True))
         )
         self.decoders = nn.ModuleDict(
             {task: self._decoder(size, task in dense) for task, size in outputs.items()}
         )
 
-    def _norm(self, channels: int, widths: Sequence[float]) -> nn.Module:
+    def _norm(self, inputs: int, channels: int, widths: Sequence[float], first: bool = False) -> nn.Module:
         counts = [channels_at(channels, ratio) for ratio in widths]
         if self.norm == "switch":
-            return SwitchableBatchNorm2d(counts)
+            entering = [inputs] if first else [channels_at(inputs, ratio) for ratio in self.encoder_widths]
+            return SwitchableBatchNorm2d(entering, counts)
         if self.norm == "batch":
             return SlicedBatchNorm2d(channels)
         made = SlicedGroupNorm(channels, self.full_shape.group if self.norm == "group" else None)
@@ -128,7 +130,8 @@ class SuperNet(nn.Module):
     def _decoder(self, outputs: int, dense: bool) -> nn.Module:
         shape = self.full_shape
         hidden = next(iter(shape.decoders.values())).hidden
-        stage = Stage(SlimmableConv2d(shape.channels[-1], hidden), self._norm(hidden, self.decoder_widths))
+        norm = self._norm(shape.channels[-1], hidden, self.decoder_widths)
+        stage = Stage(SlimmableConv2d(shape.channels[-1], hidden), norm)
         if dense:
             return MapDecoder(stage, SlimmableConv2d(hidden, outputs, 1))
         # channels are the slow axis of what is flattened, so the first channels are the first inputs
@@ -204,6 +207,27 @@ class SuperNet(nn.Module):
             self.check(widths)
         return self.decode(self.encode(image, widths)[-1], (image.shape[-2], image.shape[-1]), widths)
 
+    def calibrate(self, images: Tensor, batch: int = 256) -> None:
+        """Compute the statistics of batch normalisation anew at every width with one ratio for the encoder.
+
+        With norm 'switch' these are exact for all such sub-networks, as a decoder's depend on the widths of
+        encoder and decoder alone; with 'batch' only those of the whole network are kept.
+
+        Args:
+            images: what the network is run on.
+            batch: images at once.
+        """
+        stages, tasks = len(self.stages), len(self.decoders)
+        every = [
+            Widths((e,) * stages, (d,) * tasks) for e in self.encoder_widths for d in self.decoder_widths
+        ]
+
+        def run(part: Tensor) -> None:
+            for widths in every if self.norm == "switch" else [self.full]:
+                self(part, widths)
+
+        calibrate(self, images, batch, run)
+
     def shape(self, widths: Widths | None = None) -> NetworkShape:
         """The sizes of a sub-network."""
         whole, chosen = self.full_shape, widths or self.full
@@ -248,7 +272,7 @@ class SuperNet(nn.Module):
 
     def _cut_stage(self, stage: nn.Module, inputs: int, channels: int) -> Stage:
         convolution, norm = stage.convolution, stage.norm
-        return Stage(convolution.cut(inputs, channels), norm.cut(channels))  # type: ignore[operator,union-attr]
+        return Stage(convolution.cut(inputs, channels), norm.cut(inputs, channels))  # type: ignore[operator,union-attr]
 
     def extract(
         self,

@@ -4,7 +4,7 @@ Written as `model.safetensors` and `shape.json`, it is loaded without the model 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,8 +106,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, channels: int | None = None) -> Tensor:
         """A map (batch, channels, h, w); `channels` is for slimmable layers alone."""
-        y = self.convolution(x) if channels is None else self.convolution(x, channels)
-        return relu(self.norm(y))
+        if channels is None:
+            return relu(self.norm(self.convolution(x)))
+        return relu(self.norm(self.convolution(x, channels), x.shape[1]))
 
 
 class LabelDecoder(nn.Module):
@@ -218,13 +219,16 @@ class SmallMultiTask(nn.Module):
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Tensor, batch: int = 256) -> None:
+def calibrate(
+    model: nn.Module, images: Tensor, batch: int = 256, run: Callable[[Tensor], object] | None = None
+) -> None:
     """Compute the running statistics of batch normalisation anew, as the mean over batches.
 
     Args:
         model: an ordinary network, such as one that was cut out of a wider one.
         images: what it is run on.
         batch: images at once; a last batch that is smaller is left out.
+        run: what to do with a batch; `model` itself if left out.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
@@ -236,7 +240,7 @@ def calibrate(model: nn.Module, images: Tensor, batch: int = 256) -> None:
     model.train()
     for part in images.split(batch):
         if len(part) == min(batch, len(images)):
-            model(part)
+            (run or model)(part)
     for norm, momentum in zip(norms, held, strict=True):
         norm.momentum = momentum
     model.train(training)

@@ -149,6 +149,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
         torch.manual_seed(seed)
         nets[strength] = build()
         learn(nets[strength], Sandwich(LOSSES, strength=strength), training, seed, epochs)
+        nets[strength].calibrate(training.inputs[:1024])
     net, plain = nets[1.0], nets[0.0]
     search, plain_search = search_of(net, validation), search_of(plain, validation)
 
@@ -289,8 +290,8 @@ noise of {NOISE}, three tasks; {TRAIN:,} images to learn from, {VALIDATION:,} to
 report. The encoder has 16, 32, 64 and 64 channels, decoders a convolution and two linear maps of 64; ratios
 are quarters; {EPOCHS} epochs of batches of {BATCH}. The settings are the budgets of {
     ", ".join(f"{s:.0%}" for s in SHARES)
-} of the whole network's multiply-adds, each with every task preferred once (0.8 against 0.1 and
-0.1). Every network that is reported was written to its file and read again without the big one.
+} of the whole network's multiply-adds, each with every task preferred once (0.8 against 0.1
+and 0.1). Every network that is reported was written to its file and read again without the big one.
 
 ```python
 net = SuperNet({{"shape": 3, "scale": 6}}, image=32)
