@@ -297,6 +297,7 @@ and 0.1). Every network that is reported was written to its file and read again 
 net = SuperNet({{"shape": 3, "scale": 6}}, image=32)
 losses = Sandwich({{"shape": cross_entropy, "scale": cross_entropy}})
 fit(net, images, losses=losses, batch_size=64, epochs=20)
+net.calibrate(images.inputs[:1024])
 small = net.eval().extract({{"shape": 0.8, "scale": 0.2}}, budget=0.3 * net.cost())
 small.save("small")                 # model.safetensors and shape.json
 SmallMultiTask.load("small")(image)  # an ordinary network
@@ -308,8 +309,9 @@ scaled to length 1 (`comparison="slice"`), where activations are strong (`"atten
 alike (`"gram"`). A decoder has the ratio nearest to `r_min + (1 - r_min) p / p_max`, all of them one down
 while the budget does not hold them; the encoder is the best on validation among those within what is left,
 one ratio for all stages, or `layerwise` one for each (by trying all, or by evolution). Batch normalisation
-keeps statistics for each width (`norm="switch"`); `norm="batch"` computes them anew on a few images for what
-is cut out, as layer-wise widths need.
+keeps statistics for each number of channels in and out (`norm="switch"`), computed anew by `calibrate` after
+training: kept by output channels alone, those of a decoder mix all encoders that fed it. `norm="batch"`
+computes them on a few images for what is cut out, as layer-wise widths need.
 """
 
 SYSTEM = System(
