@@ -76,10 +76,11 @@ class Windows(Kernel):
         return out, lse if request.lse else None
 
     def peak_bytes(self, request: Request) -> int:
-        return max(self._job_bytes(job, request) for job in self._jobs(request))
+        jobs = self._jobs(request)
+        return max(self._job_bytes(job, request, later=number > 0) for number, job in enumerate(jobs))
 
-    def _job_bytes(self, job: Job, request: Request) -> int:
-        """Frames of some rows and the arrays of one chunk, as the windows hold them."""
+    def _job_bytes(self, job: Job, request: Request, *, later: bool) -> int:
+        """Frames of some rows and the arrays of one chunk, beside what earlier jobs have left."""
         size, layout, tiling = request.statsize, _layout(request), job.tiling
         budget = windows._budget(torch.device(request.device))
         rows = min(windows.rows_together(job, layout, budget), request.batch * request.key_heads)
@@ -109,7 +110,7 @@ class Windows(Kernel):
             tiles_total = max(tiles_total, arrays)
         heads = request.batch * request.queries * request.heads
         fixed = request.out_bytes + heads * size
-        if len(self._jobs(request)) > 1 and not request.grad:
+        if later and not request.grad:
             fixed += request.out_bytes + 2 * heads * size
         # frames of one sample, or of one head, that need no padding are views: of inputs, outputs, gradients
         single = rows <= request.key_heads or request.key_heads == 1
