@@ -53,7 +53,7 @@ def train_text(
     seconds: float,
     sizes: TextModel | None = None,
     vocabulary: int = 1024,
-    batch: int = 16,
+    batch: int = 8,
     rate: float = 3e-3,
     seed: int = 0,
     folder: str | Path | None = None,
