@@ -154,6 +154,15 @@ def test_alignment_survives_saliencies_whose_fourth_power_is_below_float32() -> 
     assert float(tiny) == pytest.approx(float(alignment(saliency, 0.5)), rel=1e-4)
 
 
+def test_a_sample_that_is_told_with_certainty_has_a_finite_gradient() -> None:
+    saliency = random(3, 4, 5, 6).float()
+    saliency[1, 2] *= 1e-42  # so small that its inverse is infinite
+    saliency.requires_grad_()
+    alignment(saliency, 0.5).backward()
+    assert torch.isfinite(saliency.grad).all()
+    assert not saliency.grad[1, 2].any()
+
+
 def test_equal_saliencies_at_one_position_are_one_with_their_anchor() -> None:
     near, far = similarities(random(1, 3, 4, 1).repeat(3, 1, 1, 1))
     assert near.tolist() == [pytest.approx([1.0] * 3)] * 3

@@ -27,6 +27,7 @@ from manyhead.tasks.balancers.affinities import similarities
 from manyhead.tasks.balancers.base import Scalarisation, check_losses
 
 SHIFT = 1e-8  # inside the logarithm of a loss, which may be zero
+SMALL = 1e-6  # of a task's largest saliency in the batch: less is rounding
 FLOOR = 1e-12  # of shares inside the logarithm, and beside their denominator
 
 
@@ -243,7 +244,11 @@ def alignment(
             "the alignment of Rep-MTL contrasts samples: a batch must have at least 2, got "
             f"{saliency.shape[1]} (drop_last=True leaves a smaller last batch out)"
         )
-    there = present(saliency)  # (tasks, batch)
+    # cosines do not see how small a saliency is, but their gradient grows with its inverse: of a sample that
+    # is told with certainty, rounding is all that is left, and it counts as having none
+    size = torch.linalg.vector_norm(saliency.detach().flatten(2), torch.inf, dim=2)  # (tasks, batch)
+    there = size > SMALL * size.amax(1, keepdim=True)
+    saliency = torch.where(there[:, :, None, None], saliency, 0.0)
     known = there.any(0)
     if int(known.sum()) < 2:
         return saliency.sum() * 0.0
