@@ -299,7 +299,7 @@ losses = Sandwich({{"shape": cross_entropy, "scale": cross_entropy}})
 fit(net, images, losses=losses, batch_size=64, epochs=20)
 net.calibrate(images.inputs[:1024])
 small = net.eval().extract({{"shape": 0.8, "scale": 0.2}}, budget=0.3 * net.cost())
-small.save("small")                 # model.safetensors and shape.json
+small.save("small")  # model.safetensors and shape.json
 SmallMultiTask.load("small")(image)  # an ordinary network
 ```
 

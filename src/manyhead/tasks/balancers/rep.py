@@ -266,4 +266,5 @@ def alignment(
     below = negatives[:, None].expand_as(near)
     if include_positive:
         below = torch.logaddexp(below, near)
-    return (((below - near) * pairs).sum(1) / pairs.sum(1)).mean()
+    alignment: Tensor = (((below - near) * pairs).sum(1) / pairs.sum(1)).mean()
+    return alignment
