@@ -90,16 +90,26 @@ def _here(
     board: Board[Item],
     refresh: Callable[[], None],
 ) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         for item in items:
             board.started[item] = perf_counter()
             refresh()
             _note(board, item, work(item))
             refresh()
+
+
+@contextmanager
+def torch_threads(count: int = 1) -> Iterator[None]:
+    """Compute with so many torch threads: the bits of a matrix product depend on their number.
+
+    Also a decorator. What is to give the bits of a piece of work elsewhere takes that work's number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 

@@ -14,8 +14,10 @@ from manyhead.stocks.prepare import prepare
 from manyhead.stocks.preprocess.daily import standardised
 from manyhead.stocks.prices import read_prices
 from manyhead.stocks.splits import Split, choose_splits
+from manyhead.work import torch_threads
 
 
+@torch_threads()
 def predict(folder: str | Path, prices: str | None = None, days: int = 1) -> pl.DataFrame:
     """Score the newest days with the newest split's Stockformer models, averaged over seeds.
 

@@ -28,6 +28,7 @@ from manyhead.stocks.scoring import moved_split
 from manyhead.stocks.sectors import Sectors
 from manyhead.stocks.splits import choose_splits
 from manyhead.stocks.trained import by_day, load_baseline
+from manyhead.work import torch_threads
 
 LIVE = "live/scores.parquet"
 
@@ -80,6 +81,7 @@ class Scorer:
         """Folder of the first Stockformer of the newest split."""
         return next(item for item in self.items if item.model == STOCKFORMER).folder(self.place.path)
 
+    @torch_threads()
     def prepared(self, days: range) -> Prepared:
         """Compute what the models see on some decision rows of the panel, and nothing else."""
         split = moved_split(self.split, self.trained_on, self.panel)
@@ -95,6 +97,7 @@ class Scorer:
             learnt=self._learnt(),
         )
 
+    @torch_threads()
     def score(self, prepared: Prepared, days: NDArray[np.int64]) -> pl.DataFrame:
         """Score decision rows of the panel with every model.
 
