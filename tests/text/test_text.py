@@ -53,7 +53,7 @@ def test_what_is_no_tokeniser_is_refused(text: str) -> None:
 @pytest.fixture(scope="module")
 def writer() -> Writer:
     return train_text(
-        SOURCE, seconds=1.0, sizes=TextModel(32, 1, 2, 32), vocabulary=300, batch=8, rate=1e-2, seed=0
+        SOURCE, seconds=6.0, sizes=TextModel(32, 1, 2, 32), vocabulary=300, batch=8, rate=1e-2, seed=0
     )
 
 
