@@ -6,15 +6,14 @@ Prints the growth exponent of both between 4k and 16k tokens, and the length at 
 measured and by the fits of `efficiency_length` (NaN where these do not meet).
 """
 
-import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from command import read_options
 from torch import nn
 
 from manyhead.demonstration import machine
@@ -48,16 +47,7 @@ def crossing(dense: list[float], own: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"channels": 64, "heads": 4, "repeats": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor:
-        torch.set_num_threads(1)
-        clock = time.thread_time
+    options, clock = read_options(__doc__, channels=64, heads=4, repeats=3)
     torch.manual_seed(0)
     layers = {
         "aaren": Aaren(options.channels, options.heads),

@@ -8,13 +8,12 @@ absent), and their perplexities of a byte stand beside. Cache bytes stand beside
 block_length-th in the block decoder, and a constant.
 """
 
-import argparse
 import json
-import time
 from functools import partial
 from typing import Any
 
 import torch
+from command import read_options
 from torch import Tensor, nn
 
 from manyhead import data
@@ -53,18 +52,15 @@ def perplexity(model: nn.Module, ids: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    sizes = {"batch": 32, "new": 128, "channels": 128, "layers": 4, "train_seconds": 40}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--prompts", default="512,1024,2048,4096")
-    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor:
-        torch.set_num_threads(1)
-        clock = time.thread_time
+    options, clock = read_options(
+        __doc__,
+        batch=32,
+        new=128,
+        channels=128,
+        layers=4,
+        train_seconds=40,
+        prompts="512,1024,2048,4096",
+    )
     torch.manual_seed(0)
     half = options.layers // 2
     dense = vanilla(options.channels, options.layers)

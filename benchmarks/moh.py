@@ -7,14 +7,13 @@ alternate, the median ratio of pairs is reported. --processor measures processor
 other work on the machine disturbs less.
 """
 
-import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from command import read_options
 
 from manyhead.demonstration import machine
 from manyhead.files import write_text
@@ -29,16 +28,7 @@ def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"tokens": 1024, "channels": 512, "heads": 8, "batch": 4, "pairs": 15}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor:
-        torch.set_num_threads(1)
-        clock = time.thread_time
+    options, clock = read_options(__doc__, tokens=1024, channels=512, heads=8, batch=4, pairs=15)
     torch.manual_seed(0)
     x = torch.randn(options.batch, options.tokens, options.channels)
     quarter = options.heads // 4

@@ -6,13 +6,12 @@ Aaren, linear attention and the selective state space have a state of fixed size
 with a cache stands beside them. Their outcome is 'flat' where the largest over the smallest is at most 1.1.
 """
 
-import argparse
 import json
 import statistics
-import time
 from typing import Any
 
 import torch
+from command import read_options
 
 from manyhead.demonstration import machine
 from manyhead.files import write_text
@@ -55,16 +54,7 @@ def advance(mixer: Mixer, tokens: int, channels: int) -> Any:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"channels": 128, "heads": 4, "steps": 150}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    clock = time.perf_counter
-    if options.processor:
-        torch.set_num_threads(1)
-        clock = time.thread_time
+    options, clock = read_options(__doc__, channels=128, heads=4, steps=150)
     torch.manual_seed(0)
     size = options.channels, options.heads
     mixers: dict[str, Mixer] = {

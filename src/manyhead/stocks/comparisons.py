@@ -50,23 +50,14 @@ def earnings(result: Result) -> Table:
         rows.append(
             [
                 _main(model.model),
-                words.percent(book["annual_return"]),
-                words.percent(book["annual_return"] - bench["annual_return"]),
-                words.percent(book["volatility"]),
-                f"{book['sharpe']:.2f}",
-                words.percent(book["max_drawdown"]),
-                words.percent(book["daily_turnover"]),
-                words.percent(book["annual_cost"]),
+                *_earned(book, words.percent(book["annual_return"] - bench["annual_return"])),
+                *_traded(book),
             ]
         )
     rows.append(
         [
             words.name("equal_weight"),
-            words.percent(bench["annual_return"]),
-            "",
-            words.percent(bench["volatility"]),
-            f"{bench['sharpe']:.2f}",
-            words.percent(bench["max_drawdown"]),
+            *_earned(bench, ""),
             "",
             "",
         ]
@@ -100,13 +91,8 @@ def other_books(result: Result) -> Table:
                 [
                     Cell(name, "strong"),
                     words.name(model),
-                    words.percent(measures["annual_return"]),
-                    "" if two_sided else words.percent(measures["annual_return"] - bench),
-                    words.percent(measures["volatility"]),
-                    f"{measures['sharpe']:.2f}",
-                    words.percent(measures["max_drawdown"]),
-                    words.percent(measures["daily_turnover"]),
-                    words.percent(measures["annual_cost"]),
+                    *_earned(measures, "" if two_sided else words.percent(measures["annual_return"] - bench)),
+                    *_traded(measures),
                     words.percent(float(book.report["borrow"].to_numpy().mean()) * 252),
                     words.percent(float(book.report["gross"].to_numpy().mean())),
                 ]
@@ -117,6 +103,22 @@ def other_books(result: Result) -> Table:
         "a short side is to be compared with zero, not with equal weights."
     )
     return headings, rows, caption
+
+
+def _earned(measures: dict[str, float], excess: str) -> list[str]:
+    """Return a year, excess, volatility, Sharpe, drawdown."""
+    return [
+        words.percent(measures["annual_return"]),
+        excess,
+        words.percent(measures["volatility"]),
+        f"{measures['sharpe']:.2f}",
+        words.percent(measures["max_drawdown"]),
+    ]
+
+
+def _traded(measures: dict[str, float]) -> list[str]:
+    """Turnover a day and costs a year."""
+    return [words.percent(measures["daily_turnover"]), words.percent(measures["annual_cost"])]
 
 
 def _main(model: str) -> Cell:
