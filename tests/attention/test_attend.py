@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -88,14 +89,10 @@ def test_windows_equal_the_definition(data: st.DataObject) -> None:
     key_heads, groups = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]))
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
     inputs = tensors(grid, None, data.draw(st.integers(1, 2)), key_heads * groups, key_heads, dtype)
-    before = windows.LOGITS
-    windows.LOGITS = data.draw(st.sampled_from([1, 50, 1000, before]))  # many small chunks and parts
-    kinds = masks.KINDS
-    masks.KINDS = data.draw(st.sampled_from([0, kinds]))  # with and without a table of kinds of tiles
-    try:
+    logits = data.draw(st.sampled_from([1, 50, 1000, windows.LOGITS]))  # many small chunks and parts
+    kinds = data.draw(st.sampled_from([0, masks.KINDS]))  # with and without a table of kinds of tiles
+    with patch.object(windows, "LOGITS", logits), patch.object(masks, "KINDS", kinds):
         assert_equal("windows", pattern, inputs, grid)
-    finally:
-        windows.LOGITS, masks.KINDS = before, kinds
 
 
 @settings(max_examples=60, deadline=None)
@@ -245,17 +242,13 @@ def test_a_relative_bias_is_its_dense_self_in_every_kernel(data: st.DataObject) 
     assert (bias.dense(grid, grid) == flat).all()
     wanted = attend(q, k, v, pattern, bias=bias.dense(grid, grid), kernel="reference")
     wanted_gradients = torch.autograd.grad(wanted, (q, k, v, table), g)  # type: ignore[arg-type]
-    before = windows.LOGITS
-    windows.LOGITS = data.draw(st.sampled_from([1, 100, before]))
-    try:
+    with patch.object(windows, "LOGITS", data.draw(st.sampled_from([1, 100, windows.LOGITS]))):
         for kernel in plan(q, k, v, pattern, bias=bias).seconds:
             out = attend(q, k, v, pattern, bias=bias, kernel=kernel)
             assert (out - wanted).abs().max() < 1e-10  # type: ignore[operator]
             gradients = torch.autograd.grad(out, (q, k, v, table), g)  # type: ignore[arg-type]
             for ours, theirs in zip(gradients, wanted_gradients, strict=True):
                 assert (ours - theirs).abs().max() < 1e-10 * (1 + theirs.abs().max())
-    finally:
-        windows.LOGITS = before
 
 
 def test_windows_with_a_relative_bias_equal_the_unfused_primitives() -> None:
