@@ -26,6 +26,13 @@ CLEAN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and cards are made of the scores compared here, and take half of a small run's time."""
+    monkeypatch.setattr("manyhead.stocks.pipeline.write_report", lambda *_: None)
+    monkeypatch.setattr("manyhead.stocks.pipeline.write_card", lambda *_: None)
+
+
 def altered(prices: pl.DataFrame, after: date) -> pl.DataFrame:
     """Replace every bar after a day: other levels, other volumes, other days missing."""
     random = np.random.default_rng(99)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
+WIDEST = 1.25  # places of padded queries a query, above which rows are computed one by one
 BLOCK = 64  # queries of a block; under a causal mask a block's keys end where its last query stands
 
 
@@ -147,11 +149,29 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, *, causal: b
     if causal:
         out: Tensor = _CausalRows.apply(q, k, v, pairs.places, pairs.counts)  # type: ignore[no-untyped-call]
         return out
-    outs = [
-        scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
-        for query, key, value in zip(q.split(pairs.counts), _rows(k), _rows(v), strict=True)
-    ]
+    batch, rows = len(k), q.split(pairs.counts)
+    outs: list[Tensor] = []
+    for head, (keys, values) in enumerate(zip(k.unbind(1), v.unbind(1), strict=True)):
+        outs += _of_samples(rows[head * batch : (head + 1) * batch], keys, values)
     return torch.cat(outs)
+
+
+def _of_samples(queries: Sequence[Tensor], k: Tensor, v: Tensor) -> list[Tensor]:
+    """One head's attention in each sample; samples of nearly equal counts go together, padded.
+
+    The backward pass of `scaled_dot_product_attention` shares out whole rows among threads: alone, a row
+    has one thread.
+    """
+    counts = [len(query) for query in queries]
+    if len(queries) * max(counts) <= WIDEST * sum(counts):
+        out = scaled_dot_product_attention(
+            pad_sequence(queries, batch_first=True)[:, None], k[:, None], v[:, None]
+        )
+        return [row[:count] for row, count in zip(out[:, 0], counts, strict=True)]
+    return [
+        scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
+        for query, key, value in zip(queries, k, v, strict=True)
+    ]
 
 
 def _rows(x: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Outcome:
 class Attempt:
     """A forked child that runs `run(folder, resume)`.
 
-    The parent's memory, with torch already imported, is shared, so that an attempt costs milliseconds.
+    The parent's memory, with everything that training imports, is shared: an attempt costs what it computes.
 
     Args:
         run: the training run.
@@ -61,6 +62,7 @@ class Attempt:
         disk: Disk | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
+        import_module("lightning_fabric")  # `fit` imports it late: seconds that every child would spend again
         self._read, write = os.pipe()
         self.process = os.fork()
         if self.process == 0:  # the child: never returns
