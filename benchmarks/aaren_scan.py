@@ -20,7 +20,7 @@ from manyhead.demonstration import machine
 from manyhead.files import write_text
 from manyhead.insight.composite import efficiency_length
 from manyhead.mixers.aaren import Aaren
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -51,7 +51,7 @@ def main() -> None:
     torch.manual_seed(0)
     layers = {
         "aaren": Aaren(options.channels, options.heads),
-        "softmax": SoftmaxAttention(options.channels, options.heads, causal=True),
+        "softmax": MultiHeadAttention(options.channels, options.heads, causal=True),
     }
     cost: dict[str, list[float]] = {name: [] for name in layers}
     for length in LENGTHS:

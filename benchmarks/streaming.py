@@ -18,8 +18,8 @@ from manyhead.files import write_text
 from manyhead.mixers.aaren import Aaren
 from manyhead.mixers.base import Mixer
 from manyhead.mixers.linear_attention import LinearAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.selective import S6
-from manyhead.mixers.softmax import SoftmaxAttention
 
 LENGTHS = (1024, 8192, 65536)
 TOGETHER = 8  # steps of one measurement
@@ -41,7 +41,7 @@ def advance(mixer: Mixer, tokens: int, channels: int) -> Any:
         x = torch.randn(1, 1024, channels)
         if isinstance(mixer, Aaren):
             state = mixer.fold(x, state)
-        elif isinstance(mixer, SoftmaxAttention):  # its answers to the past are not wanted
+        elif isinstance(mixer, MultiHeadAttention):  # its answers to the past are not wanted
             _, k, v = mixer.project(x)
             state = state.append(k, v)
         elif isinstance(mixer, LinearAttention):
@@ -61,7 +61,7 @@ def main() -> None:
         "aaren": Aaren(*size),
         "linear attention": LinearAttention(*size, causal=True),
         "selective state space": S6(options.channels),
-        "softmax with cache": SoftmaxAttention(*size, causal=True),
+        "softmax with cache": MultiHeadAttention(*size, causal=True),
     }
     states = {(name, n): advance(m, n, options.channels) for name, m in mixers.items() for n in LENGTHS}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in states}

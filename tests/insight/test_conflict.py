@@ -11,7 +11,6 @@ from manyhead.errors import InputError
 from manyhead.insight.conflict import WHOLE, ConflictWatch, conflicts, groups, layers
 from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.neighborhood import NeighborhoodAttention
-from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.networks.transformer import Stack
 from manyhead.pattern import Window
 from manyhead.tasks import LinearHead, MultiTask, Sum, Task, TorchJD, balancer_by_name
@@ -50,7 +49,6 @@ def test_opposite_gradients_in_one_layer_only_are_found_there() -> None:
 @pytest.mark.parametrize(
     "mixer",
     [
-        partial(SoftmaxAttention, 8, 4),
         partial(MultiHeadAttention, 8, 4),
         partial(NeighborhoodAttention, 8, 4, Window(3)),
         partial(nn.MultiheadAttention, 8, 4, batch_first=True),
@@ -88,7 +86,7 @@ def test_keys_that_heads_share_belong_to_none_of_them() -> None:
 
 def test_layers_come_in_order_of_depth_with_containers_opened() -> None:
     network = nn.Sequential(
-        nn.Linear(3, 8), nn.ReLU(), Stack(8, lambda _: SoftmaxAttention(8, 2), 2, hidden=8)
+        nn.Linear(3, 8), nn.ReLU(), Stack(8, lambda _: MultiHeadAttention(8, 2), 2, hidden=8)
     )
     assert list(layers(network)) == ["0", "2.layers.0", "2.layers.1", "2.norm"]
     assert sum(p.numel() for held in layers(network).values() for p in held) == sum(

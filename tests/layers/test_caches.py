@@ -21,7 +21,7 @@ def tokens(*shape, seed=0):
 
 def attention(kv_heads=None):
     torch.manual_seed(0)
-    return MultiHeadAttention(16, 4, kv_heads=kv_heads, causal=True, rotary_base=1e4).eval()
+    return MultiHeadAttention(16, 4, kv_heads=kv_heads, causal=True, rotary=1.0).eval()
 
 
 @torch.no_grad()

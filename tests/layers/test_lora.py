@@ -13,7 +13,7 @@ from manyhead.networks.transformer import Transformer
 def model():
     torch.manual_seed(0)
     return Transformer(
-        20, 16, 2, mixers=lambda n: MultiHeadAttention(16, 4, causal=True, rotary_base=1e4), positions="none"
+        20, 16, 2, mixers=lambda n: MultiHeadAttention(16, 4, causal=True, rotary=1.0), positions="none"
     ).eval()
 
 

@@ -14,12 +14,12 @@ from manyhead.mixers.gated_rnn import LRU, QLSTM, RGLRU
 from manyhead.mixers.heads import use_of
 from manyhead.mixers.linear_attention import LinearAttention, NormalizedAttention
 from manyhead.mixers.local import LocalAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.nystrom import NystromAttention, pseudo_inverse
 from manyhead.mixers.performer import Performer
 from manyhead.mixers.probsparse import ProbSparseAttention
 from manyhead.mixers.s4d import S4D
 from manyhead.mixers.selective import S6, SSD
-from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.testing.mixers import check_mixer
 
 # rows as CAB's authors print them: noncausal self, causal self, noncausal cross, causal cross
@@ -38,9 +38,9 @@ MATRIX = {
 PATTERNS = [(False, False), (True, False), (False, True), (True, True)]
 
 CAUSAL = {
-    "softmax": lambda: SoftmaxAttention(16, 4, causal=True),
-    "softmax rotary": lambda: SoftmaxAttention(16, 2, causal=True, rotary=0.5),
-    "softmax relative": lambda: SoftmaxAttention(16, 2, causal=True, relative=5),
+    "softmax": lambda: MultiHeadAttention(16, 4, causal=True),
+    "softmax rotary": lambda: MultiHeadAttention(16, 2, causal=True, rotary=0.5),
+    "softmax relative": lambda: MultiHeadAttention(16, 2, causal=True, relative=5),
     "linear": lambda: LinearAttention(16, 4, causal=True),
     "normalized": lambda: NormalizedAttention(16, 4),
     "local": lambda: LocalAttention(16, 4, causal=True, width=9),
@@ -144,14 +144,14 @@ def twins(first, second):
     ],
 )
 def test_exact_limits_equal_softmax_attention(other):
-    softmax, limit = twins(lambda: SoftmaxAttention(16, 2), other)
+    softmax, limit = twins(lambda: MultiHeadAttention(16, 2), other)
     x = torch.randn(2, 30, 16)
     torch.testing.assert_close(limit(x), softmax(x), rtol=1e-4, atol=1e-5)
 
 
 def test_wide_causal_window_is_causal_softmax_and_its_matrix_says_so():
     softmax, local = twins(
-        lambda: SoftmaxAttention(16, 2, causal=True), lambda: LocalAttention(16, 2, causal=True, width=30)
+        lambda: MultiHeadAttention(16, 2, causal=True), lambda: LocalAttention(16, 2, causal=True, width=30)
     )
     x = torch.randn(2, 30, 16)
     torch.testing.assert_close(local(x), softmax(x), rtol=1e-4, atol=1e-5)
@@ -170,7 +170,7 @@ def test_causal_slots_are_the_noncausal_slots_of_the_prefix():
 
 def test_performer_nears_softmax_as_features_grow_and_saves_them():
     torch.manual_seed(0)
-    softmax = SoftmaxAttention(16, 2).eval()
+    softmax = MultiHeadAttention(16, 2).eval()
     x = torch.randn(2, 30, 16)
     errors = []
     for count in (16, 4096):
@@ -197,7 +197,7 @@ def test_padding_of_local_keys_is_absence_at_the_end():
     torch.manual_seed(0)
     x, padding = torch.randn(2, 20, 16), torch.arange(20) >= 13
     for mixer in (
-        SoftmaxAttention(16, 2),
+        MultiHeadAttention(16, 2),
         BoundedMemoryAttention(16, 2, slots=3),
         LocalAttention(16, 2, width=4),
     ):
@@ -240,13 +240,13 @@ def test_bad_arguments_name_what_is_accepted():
         lambda: build("vanila", 16, 2),
         lambda: build("nowhere.Mixer", 16, 2),
         lambda: LocalAttention(16, 2, width=0),
-        lambda: SoftmaxAttention(16, 3),
+        lambda: MultiHeadAttention(16, 3),
         lambda: S4D(16, state=3),
         lambda: S4D(16, cross=True),
         lambda: CausalLongShortAttention(16, 2, chunk=8, memory=3),
-        lambda: SoftmaxAttention(16, 2, cross=True)(torch.zeros(1, 2, 16)),
-        lambda: SoftmaxAttention(16, 2)(torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)),
-        lambda: SoftmaxAttention(16, 2).initial_state(1),
+        lambda: MultiHeadAttention(16, 2, cross=True)(torch.zeros(1, 2, 16)),
+        lambda: MultiHeadAttention(16, 2)(torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)),
+        lambda: MultiHeadAttention(16, 2).initial_state(1),
     ):
         with pytest.raises(InputError):
             wrong()

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manyhead.errors import InputError
 from manyhead.insight.indicators import indicators, over_layers, row_entropy
-from manyhead.layers.partial_rotary import rotate
+from manyhead.layers.rotary import rotate
 from manyhead.mixers.foreign_maps import FixedMaps, ForeignMapAttention
 from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.self_scored import SelfScoredAttention
@@ -18,10 +18,10 @@ from manyhead.mixers.tokenwise import TokenwiseMixer
 from manyhead.testing.mixers import check_mixer
 
 MIXERS = {
-    "approximate": lambda c, h: TaylorAttention(c, h, rotary_base=1e4, out_bias=False),
-    "approximate separate": lambda c, h: SeparateTaylorAttention(c, h, rotary_base=1e4, out_bias=False),
+    "approximate": lambda c, h: TaylorAttention(c, h, rotary=1.0, out_bias=False),
+    "approximate separate": lambda c, h: SeparateTaylorAttention(c, h, rotary=1.0, out_bias=False),
     "nonapprox": lambda c, h: SelfScoredAttention(c, h, out_bias=False),
-    "maps": lambda c, h: ForeignMapAttention(c, h, rotary_base=1e4, out_bias=False),
+    "maps": lambda c, h: ForeignMapAttention(c, h, rotary=1.0, out_bias=False),
     "mlp": lambda c, h: TokenwiseMixer(c),
 }
 
@@ -40,7 +40,7 @@ def test_contract_and_number_of_weights(name):
     if name == "approximate separate":
         positive = made(name)  # products above zero, as the first average's divisor may vanish otherwise
         with torch.no_grad():
-            positive.rotary_base = None
+            positive.rotary = 0.0
             for projection in (positive.q_proj, positive.k_proj):
                 projection.bias.fill_(3.0)
         assert "recurrent form" in check_mixer(positive, (2, 40, 16))
@@ -141,7 +141,7 @@ def test_a_token_that_scores_itself_has_one_weight_whoever_asks():
 
 def test_maps_of_its_own_tokens_are_ordinary_attention():
     mixer, x = made("maps"), tokens(2, 12, 16)
-    standard = MultiHeadAttention(16, 4, causal=True, rotary_base=1e4, out_bias=False)
+    standard = MultiHeadAttention(16, 4, causal=True, rotary=1.0, out_bias=False)
     standard.load_state_dict(mixer.state_dict())
     torch.testing.assert_close(mixer(x), standard(x))
     other = tokens(1, 12, 16, seed=1)
@@ -187,7 +187,7 @@ def test_indicators_of_known_maps():
     "wrong",
     [
         lambda: TaylorAttention(16, 4, causal=False),
-        lambda: SelfScoredAttention(16, 4, rotary_base=1e4),
+        lambda: SelfScoredAttention(16, 4, rotary=1.0),
         lambda: ForeignMapAttention(16, 4, source="elsewhere"),
     ],
 )

@@ -38,7 +38,7 @@ def test_paper_scale_is_the_bare_product() -> None:
 
 @pytest.mark.parametrize(("shared", "active"), [(2, 6), (0, 8), (8, 0)])
 def test_a_zero_router_with_all_heads_is_multi_head_attention(shared: int, active: int) -> None:
-    attention = MultiHeadAttention(32, 8, causal=True, rotary_base=1e4)
+    attention = MultiHeadAttention(32, 8, causal=True, rotary=1.0)
     layer = MixtureOfHeads(attention, shared, active)
     for weight in layer.router.parameters():
         nn.init.zeros_(weight)
@@ -54,9 +54,9 @@ def test_sparse_execution_equals_dense_with_gradients(shared: int, active: int, 
         8,
         kv_heads=4,
         causal=causal,
-        qkv_bias=active != 2,
+        bias=active != 2,
         qk_norm=True,
-        rotary_base=1e4,
+        rotary=1.0,
         rotary_factor=2.0,
     )
     layer = MixtureOfHeads(attention, shared, active)
@@ -91,13 +91,14 @@ def test_permuted_tokens_give_permuted_outputs_and_a_context_is_seen() -> None:
     x, order = tokens(2, 10, 32), torch.randperm(10)
     torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], atol=1e-6, rtol=1e-5)
     context = tokens(2, 5, 32)
+    layer = MixtureOfHeads(MultiHeadAttention(32, 8, cross=True), 2, 3)
     assert layer(x, context).shape == x.shape
     assert not torch.allclose(layer(x, context), layer(x, context * 2))
 
 
 @pytest.mark.parametrize("router", ["two_stage", "query_norm"])
 def test_steps_equal_the_parallel_form(router: str) -> None:
-    attention = MultiHeadAttention(32, 8, kv_heads=2, causal=True, rotary_base=1e4)
+    attention = MultiHeadAttention(32, 8, kv_heads=2, causal=True, rotary=1.0)
     layer = MixtureOfHeads(attention, 2, 3, router=router).eval()
     x = tokens(2, 512, 32)
     with torch.no_grad():

@@ -15,7 +15,7 @@ def tokens(*shape):
 
 def layer(group=8, causal=True, **options):
     torch.manual_seed(0)
-    full = MultiHeadAttention(16, 4, causal=causal, rotary_base=1e4).eval()
+    full = MultiHeadAttention(16, 4, causal=causal, rotary=1.0).eval()
     return ShiftedGroupAttention(full, group, **options).eval()
 
 

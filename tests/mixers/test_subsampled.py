@@ -26,7 +26,7 @@ def tokens(*shape: int) -> torch.Tensor:
 
 def layer(causal: bool = False, rho: float = 0.25, **options: object) -> SubsampledAttention:
     torch.manual_seed(0)
-    return SubsampledAttention(MultiHeadAttention(16, 4, causal=causal, rotary_base=1e4), rho, **options)
+    return SubsampledAttention(MultiHeadAttention(16, 4, causal=causal, rotary=1.0), rho, **options)
 
 
 def dense_without(mixer: SubsampledAttention, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -93,3 +93,18 @@ def test_step_equals_parallel_over_512_steps(name: str) -> None:
         for t in range(512):
             y, state = mixer.step(x[:, t], state)
             torch.testing.assert_close(y, whole[:, t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in NAMES if CAUSAL_SELF in uses_of(name) and hasattr(made(name, CAUSAL_SELF), "extend")],
+)
+def test_pieces_of_any_length_equal_the_parallel_form(name: str) -> None:
+    mixer = made(name, CAUSAL_SELF)
+    x = torch.randn(2, 80, 16, generator=torch.Generator().manual_seed(1))
+    state, parts = mixer.initial_state(2, capacity=80), []
+    with torch.no_grad():
+        for piece in x.split([7, 1, 40, 32], 1):
+            y, state = mixer.extend(piece, state)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts, 1), mixer(x), rtol=1e-4, atol=1e-4)

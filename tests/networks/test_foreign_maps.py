@@ -14,7 +14,7 @@ from manyhead.networks.generation import generate
 from manyhead.networks.transformer import Transformer
 
 VOCABULARY, CHANNELS, LONGEST = 20, 16, 24
-OPTIONS = {"causal": True, "rotary_base": 1e4, "out_bias": False}
+OPTIONS = {"causal": True, "rotary": 1.0, "out_bias": False}
 
 
 def standard():

@@ -8,10 +8,10 @@ from manyhead.mixers.aaren import Aaren
 from manyhead.mixers.gated_rnn import RGLRU
 from manyhead.mixers.linear_attention import LinearAttention
 from manyhead.mixers.local import LocalAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.nystrom import NystromAttention
 from manyhead.mixers.performer import Performer
 from manyhead.mixers.selective import S6
-from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.networks.generation import NOTHING, choose, generate, stream
 from manyhead.networks.transformer import EncoderDecoder, Transformer
 
@@ -23,7 +23,7 @@ def hybrid(depth):
         S6(16, 4),
         LinearAttention(16, 2, causal=True),
         RGLRU(16),
-        SoftmaxAttention(16, 2, causal=True, rotary=0.5),
+        MultiHeadAttention(16, 2, causal=True, rotary=0.5),
     ][depth]
 
 
@@ -117,7 +117,7 @@ def test_encoder_decoder_streams_as_it_trains():
     assert len(generate(given, [[0], [0]], 5)[1]) == 5
 
 
-@pytest.mark.parametrize("kind", [SoftmaxAttention, LinearAttention])
+@pytest.mark.parametrize("kind", [MultiHeadAttention, LinearAttention])
 @pytest.mark.parametrize("arrangement", ["pre", "post", "parallel"])
 @torch.no_grad()
 def test_a_context_is_read_once_however_many_tokens_are_written(arrangement, kind):

@@ -13,11 +13,11 @@ from manyhead.mixers.cosformer import CosFormer
 from manyhead.mixers.lara import LARA
 from manyhead.mixers.local import LocalAttention
 from manyhead.mixers.longshort import LongShortAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.nystrom import NystromAttention
 from manyhead.mixers.performer import Performer
 from manyhead.mixers.probsparse import ProbSparseAttention
 from manyhead.mixers.s4d import S4D
-from manyhead.mixers.softmax import SoftmaxAttention
 
 RENAMED = {
     "longshort": {
@@ -71,9 +71,9 @@ def run(arrays: Any) -> dict[str, tuple[Any, Any]]:
     bi = arrays["w/s4d_bi/D"].shape[0]
     one = arrays["w/s4d/D"].shape[0]
     build: dict[str, nn.Module] = {
-        "vanilla": SoftmaxAttention(*size),
-        "vanilla_causal": SoftmaxAttention(*size, causal=True),
-        "vanilla_cross": SoftmaxAttention(*size, cross=True),
+        "vanilla": MultiHeadAttention(*size),
+        "vanilla_causal": MultiHeadAttention(*size, causal=True),
+        "vanilla_cross": MultiHeadAttention(*size, cross=True),
         "local": LocalAttention(*size, width=window),
         "local_causal": LocalAttention(*size, width=window, causal=True),
         "abc": BoundedMemoryAttention(*size, slots=marks),

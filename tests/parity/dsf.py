@@ -9,8 +9,8 @@ from torch import nn
 from manyhead.data.recall import associative_recall
 from manyhead.mixers.gated_rnn import QLSTM
 from manyhead.mixers.linear_attention import LinearAttention, NormalizedAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.selective import S6, SSD
-from manyhead.mixers.softmax import SoftmaxAttention
 
 
 def attention_weights(w: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def run(arrays: Any) -> dict[str, tuple[Any, Any]]:
     d, state, heads = config["d_model"], config["d_qk_or_state"], config["num_heads"]
     lstm = (d, config["qlstm_expansion"], config["qlstm_kernel"])
     layers: dict[str, nn.Module] = {
-        "softmax": SoftmaxAttention(d, heads, causal=True, qk_channels=state),
+        "softmax": MultiHeadAttention(d, heads, causal=True, qk_channels=state),
         "linear": LinearAttention(d, heads, causal=True, qk_channels=state),
         "normalized": NormalizedAttention(d, heads, qk_channels=state),
         "qlstm": QLSTM(*lstm),

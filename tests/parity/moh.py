@@ -14,7 +14,7 @@ def dit(config: Any, arrays: Any) -> MixtureOfHeads:
         config["dim"],
         config["heads"],
         head_dim=config["head_dim"],
-        qkv_bias=config["qkv_bias"],
+        bias=config["qkv_bias"],
         qk_norm=config["qk_norm"],
         out_bias="w/proj.bias" in arrays,
     )
@@ -48,8 +48,9 @@ def llama(config: Any, arrays: Any) -> MixtureOfHeads:
         kv_heads=config["kv_heads"],
         head_dim=config["head_dim"],
         causal=config["causal"],
-        qkv_bias=False,
+        bias=False,
         out_bias=False,
+        rotary=1.0,
         rotary_base=config["rope_base"],
     )
     layer = MixtureOfHeads(attention, config["shared"], config["routed"], router="query_norm")

@@ -16,8 +16,9 @@ def run(arrays: Any) -> dict[str, tuple[Any, Any]]:
         kv_heads=config["kv_heads"],
         head_dim=config["head_dim"],
         causal=True,
-        qkv_bias=False,
+        bias=False,
         out_bias=False,
+        rotary=1.0,
         rotary_base=config["rope_base"],
     )
     names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}

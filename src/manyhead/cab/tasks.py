@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from manyhead.cab.budgets import Budget
 from manyhead.errors import InputError
 from manyhead.mixers.base import CAUSAL_CROSS, CAUSAL_SELF, NONCAUSAL_CROSS, NONCAUSAL_SELF, Mixer
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.transformer import EncoderDecoder, Stack, Transformer
 
 BYTES = 256
@@ -195,7 +195,7 @@ class Forecaster(nn.Module):
         self.enter, self.leave = nn.Linear(series, channels), nn.Linear(channels, series)
         self.past = nn.Parameter(torch.randn(past, channels) * 0.02)
         self.coming = nn.Parameter(torch.randn(coming, channels) * 0.02)
-        own = [SoftmaxAttention(channels, budget.heads)]
+        own = [MultiHeadAttention(channels, budget.heads)]
         self.stack = Stack(channels, own, cross=make)
 
     def forward(self, past: Tensor) -> Tensor:

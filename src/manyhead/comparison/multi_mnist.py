@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from manyhead.comparison.taskset import Score, TaskSet
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.layer import FeedForward, Layer
 from manyhead.tasks import LinearHead, MultiTask, Task
 
@@ -37,7 +37,7 @@ def build(names: Sequence[str]) -> MultiTask:
 
     def layer() -> Layer:
         feed_forward = FeedForward(CHANNELS, 2 * CHANNELS)
-        return Layer(CHANNELS, SoftmaxAttention(CHANNELS, 4), feed_forward)
+        return Layer(CHANNELS, MultiHeadAttention(CHANNELS, 4), feed_forward)
 
     children: dict[str, nn.Module] = {
         "convolution 1": nn.Conv2d(1, 16, 5, stride=2),

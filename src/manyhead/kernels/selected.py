@@ -149,14 +149,14 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, *, causal: b
     if causal:
         out: Tensor = _CausalRows.apply(q, k, v, pairs.places, pairs.counts)  # type: ignore[no-untyped-call]
         return out
-    batch, rows = len(k), q.split(pairs.counts)
+    batch, rows = len(k), list(q.split(pairs.counts))
     outs: list[Tensor] = []
     for head, (keys, values) in enumerate(zip(k.unbind(1), v.unbind(1), strict=True)):
         outs += _of_samples(rows[head * batch : (head + 1) * batch], keys, values)
     return torch.cat(outs)
 
 
-def _of_samples(queries: Sequence[Tensor], k: Tensor, v: Tensor) -> list[Tensor]:
+def _of_samples(queries: list[Tensor], k: Tensor, v: Tensor) -> list[Tensor]:
     """One head's attention in each sample; samples of nearly equal counts go together, padded.
 
     The backward pass of `scaled_dot_product_attention` shares out whole rows among threads: alone, a row

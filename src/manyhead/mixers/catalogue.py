@@ -15,7 +15,7 @@ _CROSS = {NONCAUSAL_CROSS, CAUSAL_CROSS}
 CAB: dict[str, dict[str, str]] = {
     name: {use: home for uses, home in homes for use in uses}
     for name, homes in {
-        "vanilla": [(_BOTH | _CROSS, "softmax.SoftmaxAttention")],
+        "vanilla": [(_BOTH | _CROSS, "multihead.MultiHeadAttention")],
         "local": [(_BOTH, "local.LocalAttention")],
         "abc": [(_BOTH | _CROSS, "bounded_memory.BoundedMemoryAttention")],
         "nystrom": [({NONCAUSAL_SELF}, "nystrom.NystromAttention")],
@@ -125,7 +125,7 @@ def _further(name: str, channels: int, heads: int, *, causal: bool, cross: bool,
     taken = signature(made).parameters
     if "attention" in taken:  # it is built around a multi-head attention
         inner = _class("manyhead.mixers.multihead", "MultiHeadAttention")
-        mixer: Mixer = made(inner(channels, heads, causal=causal), **wanted)
+        mixer: Mixer = made(inner(channels, heads, causal=causal, cross=cross), **wanted)
         return mixer
     given = {"channels": channels, "heads": heads, "causal": causal, "cross": cross}
     mixer = made(**{key: value for key, value in given.items() if key in taken}, **wanted)

@@ -19,10 +19,10 @@ def require_causal(attention: MultiHeadAttention) -> None:
     """Refuse attention that cannot stream.
 
     Raises:
-        InputError: if it is not causal.
+        InputError: if it is not causal self-attention, or has relative positions or dropout.
     """
-    if not attention.causal:
-        raise InputError("a stream needs causal attention: build it with causal=True")
+    if not attention.plain("a stream that evicts").recurrent:
+        raise InputError("a stream needs causal self-attention: build it with causal=True, cross=False")
 
 
 class SinkWindowAttention(Mixer):

@@ -66,16 +66,17 @@ class ForeignMapAttention(MultiHeadAttention):
         if source not in ("guide", "embedding") or not options.pop("causal", True):
             raise InputError(f"source is 'guide' or 'embedding', and causal stays True; got {source!r}")
         super().__init__(channels, heads, causal=True, **options)  # type: ignore[arg-type]
+        self.plain("ForeignMapAttention")
         self.source = source
 
     def map_parts(self, tokens: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """Rotated queries and keys of normed tokens, each `(batch, heads, tokens, head_dim)`."""
-        k = self.k_norm(self.k_proj(tokens).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
-        return self.rotate(self.queries(tokens), start), self.repeat(self.rotate(k, start))
+        q, k = self.queries(tokens), self.keys(tokens)
+        return self.rotate(q, start), self.repeat(self.rotate(k, start))
 
     def values(self, x: Tensor) -> Tensor:
-        """Values `(batch, heads, tokens, head_dim)`."""
-        return self.repeat(self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2))
+        """Values of every query head, `(batch, heads, tokens, head_dim)`."""
+        return self.repeat(super().values(x))
 
     def map_of(self, tokens: Tensor) -> Tensor:
         """Weights `(batch, heads, queries, keys)` that tokens give."""
@@ -85,7 +86,7 @@ class ForeignMapAttention(MultiHeadAttention):
         weights: Tensor = logits.masked_fill(later, -torch.inf).softmax(-1)
         return weights
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         context: Tensor | None = None,

@@ -55,13 +55,16 @@ class HeadMixer(Mixer):
         causal: output i depends on inputs up to i only.
         cross: keys and values come from a context.
         bias: whether the linear maps have biases.
+        out_bias: whether the last of them has one; `bias` if left out.
         qk_channels: channels of all queries together; `channels` if left out.
+        kv_heads: key and value heads, a divisor of `heads`; as many if left out.
+        head_dim: size of a head's queries, keys and values, in place of what `heads` makes of the channels.
 
     Shape:
         input and output `(batch, tokens, channels)`; context `(batch, other tokens, channels)`.
 
     Raises:
-        InputError: if `heads` is no divisor, or the mixer has no form for the use.
+        InputError: if `heads` or `kv_heads` is no divisor, or the mixer has no form for the use.
     """
 
     def __init__(
@@ -72,30 +75,41 @@ class HeadMixer(Mixer):
         causal: bool = False,
         cross: bool = False,
         bias: bool = True,
+        out_bias: bool | None = None,
         qk_channels: int | None = None,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        qk_channels = qk_channels or channels
-        if heads < 1 or channels % heads or qk_channels % heads:
+        qk_channels, kv_heads = qk_channels or channels, kv_heads or heads
+        if heads < 1 or (head_dim is None and (channels % heads or qk_channels % heads)):
             raise InputError(f"heads must divide channels, got {channels} channels and {heads} heads")
+        if heads % kv_heads:
+            raise InputError(f"kv_heads must divide heads, got {kv_heads} of {heads}")
         use = use_of(causal, cross)
         if use not in type(self).supports:
             known = ", ".join(u for u in USES if u in type(self).supports)
             raise InputError(f"{type(self).__name__} has no {use} form; it supports {known}")
         self.supports = frozenset({use})
-        self.channels, self.heads, self.causal, self.cross = channels, heads, causal, cross
-        self.head_dim = qk_channels // heads
-        self.q_proj = nn.Linear(channels, qk_channels, bias)
-        self.k_proj = nn.Linear(channels, qk_channels, bias)
-        self.v_proj = nn.Linear(channels, channels, bias)
-        self.out_proj = nn.Linear(channels, channels, bias)
+        self.channels, self.heads, self.kv_heads = channels, heads, kv_heads
+        self.causal, self.cross = causal, cross
+        self.head_dim, self.value_dim = head_dim or qk_channels // heads, head_dim or channels // heads
+        self.q_proj = nn.Linear(channels, heads * self.head_dim, bias)
+        self.k_proj = nn.Linear(channels, kv_heads * self.head_dim, bias)
+        self.v_proj = nn.Linear(channels, kv_heads * self.value_dim, bias)
+        self.out_proj = nn.Linear(heads * self.value_dim, channels, bias if out_bias is None else out_bias)
+
+    @property
+    def masked(self) -> bool:
+        """Whether queries see no keys behind them: causal self-attention."""
+        return self.causal and not self.cross
 
     @property
     def recurrent(self) -> bool:
         """Whether the mixer runs token by token: causal self-attention with a `step`."""
-        return self.causal and not self.cross and type(self).step is not Mixer.step
+        return self.masked and type(self).step is not Mixer.step
 
-    def source(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def tokens_of_keys(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The tokens that keys come from.
 
         Raises:
@@ -123,7 +137,7 @@ class HeadMixer(Mixer):
             context: tokens that keys come from, in cross-attention.
             value: tokens that values come from where they are not those of the keys.
         """
-        keys = self.source(x, context)
+        keys = self.tokens_of_keys(x, context)
         values = keys if value is None else value
         return self.split(self.q_proj(x)), self.split(self.k_proj(keys)), self.split(self.v_proj(values))
 

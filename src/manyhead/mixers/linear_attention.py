@@ -72,7 +72,7 @@ class LinearAttention(HeadMixer):
 
     def remember(self, context: Tensor) -> Tensor:
         """Sum of phi(k_j) [v_j, 1] over a context, for `recall` to ask many times."""
-        _, k, v = self.features(context, self.source(context, context))
+        _, k, v = self.features(context, self.tokens_of_keys(context, context))
         return k.mT @ torch.cat([v, torch.ones_like(v[..., :1])], -1)
 
     def recall(self, x: Tensor, memory: Tensor) -> Tensor:

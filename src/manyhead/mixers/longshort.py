@@ -45,7 +45,7 @@ class LongShortAttention(HeadMixer):
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, padding: Tensor | None = None) -> Tensor:
         """Mix; `padding` `(batch, tokens)` is True where a token is not there."""
-        x = self.source(x, context)
+        x = self.tokens_of_keys(x, context)
         batch, tokens, _ = x.shape
         spare = -tokens % self.width
         gone = x.new_zeros(batch, tokens, dtype=torch.bool) if padding is None else padding

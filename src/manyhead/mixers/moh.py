@@ -15,7 +15,6 @@ from manyhead.errors import InputError
 from manyhead.kernels.selected import from_heads, pack, packed_attention, to_heads
 from manyhead.layers.head_gates import HeadGates, QueryNormRouter, TwoStageRouter
 from manyhead.layers.key_value_cache import KeyValueCache
-from manyhead.layers.partial_rotary import rotate
 from manyhead.mixers.base import Mixer, Traits
 from manyhead.mixers.multihead import MultiHeadAttention
 
@@ -54,7 +53,7 @@ class MixtureOfHeads(Mixer):
         sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.attention, self.sparse = attention, sparse
+        self.attention, self.sparse = attention.plain("MixtureOfHeads"), sparse
         self.supports = attention.supports
         self.router: TwoStageRouter | QueryNormRouter
         if router == "two_stage":
@@ -72,19 +71,17 @@ class MixtureOfHeads(Mixer):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         attention = self.attention
-        if attention.causal:
-            self.require_self_mixing(context)
         # the query-norm router looks at all queries, and trains through all outputs
         wants_queries = isinstance(self.router, QueryNormRouter)
         q = attention.queries(x) if wants_queries or not self.sparse else None
         decided: HeadGates = self.router(x, q)
         self.decided = decided if self.training else None
-        k, v = attention.keys_values(x if context is None else context)
+        k, v = attention.keys_values(attention.tokens_of_keys(x, context))
         k, v = attention.repeat(attention.rotate(k)), attention.repeat(v)
         if self.sparse and not (wants_queries and self.training):
             return self._selected(x, k, v, decided)
         q = attention.rotate(attention.queries(x) if q is None else q)
-        out = scaled_dot_product_attention(q, k, v, is_causal=attention.causal)
+        out = scaled_dot_product_attention(q, k, v, is_causal=attention.masked)
         return attention.merge(out * decided.gates.transpose(1, 2)[..., None])
 
     def _selected(self, x: Tensor, k: Tensor, v: Tensor, decided: HeadGates) -> Tensor:
@@ -97,7 +94,7 @@ class MixtureOfHeads(Mixer):
             bias = None if to_q.bias is None else to_q.bias[:width]
             q = linear(x, to_q.weight[:width], bias).unflatten(-1, (shared, dim))
             q = attention.rotate(attention.q_norm(q).transpose(1, 2))
-            out = scaled_dot_product_attention(q, k[:, :shared], v[:, :shared], is_causal=attention.causal)
+            out = scaled_dot_product_attention(q, k[:, :shared], v[:, :shared], is_causal=attention.masked)
             gated = out.transpose(1, 2) * decided.gates[..., :shared, None]
             # no view, so that what the other heads say can be added in place
             y = linear(gated.flatten(2).flatten(0, 1), to_out.weight[:, :width], y)
@@ -105,9 +102,8 @@ class MixtureOfHeads(Mixer):
             pairs = pack(decided.selected)
             bias = None if to_q.bias is None else to_q.bias[width:]
             q = attention.q_norm(to_heads(x.flatten(0, 1), to_q.weight[width:], bias, pairs))
-            if attention.rotary_base is not None:
-                q = rotate(q, pairs.places / attention.rotary_factor, base=attention.rotary_base)
-            out = packed_attention(q, k[:, shared:], v[:, shared:], pairs, causal=attention.causal)
+            q = attention.rotate_at(q, pairs.places)
+            out = packed_attention(q, k[:, shared:], v[:, shared:], pairs, causal=attention.masked)
             by_head = decided.selected.permute(2, 0, 1)
             gates = decided.gates[..., shared:].permute(2, 0, 1)[by_head]
             if not shared:
@@ -122,14 +118,14 @@ class MixtureOfHeads(Mixer):
 
     @property
     def recurrent(self) -> bool:
-        return self.attention.causal
+        return self.attention.recurrent
 
     def initial_state(self, batch: int, **options: int) -> KeyValueCache:
         """An empty cache for `capacity` tokens."""
         return self.attention.initial_state(batch, **options)
 
     def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        q, out, state = self.attention.advance(x_t, state)
+        q, out, state = self.attention.advance(x_t[:, None], state)
         decided: HeadGates = self.router(x_t[:, None], q)
         return self.attention.merge(out * decided.gates.transpose(1, 2)[..., None])[:, 0], state
 

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize, one_hot
 
 from manyhead.errors import InputError
 from manyhead.kernels.clusters_normalised import clustered_attention
-from manyhead.layers.rotary import rotary
+from manyhead.layers.rotary import rotate
 from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer, Traits
 
 ITERATIONS = 10  # of k-means on the first batch
@@ -97,7 +97,7 @@ class PortRoutingAttention(Mixer):
         split = [part.transpose(1, 2) for part in parts]
         if self.rotary_base is not None:
             at = torch.arange(x.shape[1], device=x.device)
-            split = [rotary(part, at, self.rotary_base) for part in split]
+            split = [rotate(part, at, base=self.rotary_base) for part in split]
         return split[0], split[-2], split[-1]
 
     @torch.no_grad()

@@ -31,9 +31,10 @@ class SelfScoredAttention(MultiHeadAttention):
     traits = Traits("one positive row, cut off at the diagonal,", True, True, True, True, "L", "L")
 
     def __init__(self, channels: int, heads: int, **options: object) -> None:
-        if not options.pop("causal", True) or options.get("rotary_base") is not None:
+        if not options.pop("causal", True) or options.get("rotary"):
             raise InputError("SelfScoredAttention is causal, and rotary positions cancel in its scores")
         super().__init__(channels, heads, causal=True, **options)  # type: ignore[arg-type]
+        self.plain("SelfScoredAttention")
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `(batch, heads, tokens)` and values `(batch, heads, tokens, head_dim)`."""
@@ -41,7 +42,7 @@ class SelfScoredAttention(MultiHeadAttention):
         k, v = (self.repeat(part) for part in self.keys_values(x))
         return (q * k).sum(-1) * self.head_dim**-0.5, v
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         self.require_self_mixing(context)
         return self.merge(prefix_softmax(*self.scores(x))[0])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from manyhead.errors import InputError
-from manyhead.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer, Traits
+from manyhead.mixers.base import Mixer, Traits
 from manyhead.mixers.multihead import MultiHeadAttention
 
 
@@ -94,14 +94,16 @@ class ShiftedGroupAttention(Mixer):
             raise InputError(
                 f"shift_frac lies in 0..1 and sinks is not negative, got {shift_frac} and {sinks}"
             )
+        if attention.cross:
+            raise InputError("groups of one sequence need self-attention: build it with cross=False")
         if sink_rows and attention.causal:
             raise InputError(
                 "sink_rows=True shows the sinks their future: it needs attention that is not causal"
             )
-        self.attention, self.group, self.sinks = attention, group, sinks
+        self.attention, self.group, self.sinks = attention.plain("ShiftedGroupAttention"), group, sinks
         self.shifted = round(attention.heads * shift_frac)
         self.mask_wrap, self.sink_rows = mask_wrap, sink_rows
-        self.supports = frozenset({CAUSAL_SELF if attention.causal else NONCAUSAL_SELF})
+        self.supports = attention.supports
 
     def size(self, tokens: int) -> int:
         """Tokens of a group in a sequence.

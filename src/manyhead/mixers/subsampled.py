@@ -151,13 +151,14 @@ class SubsampledAttention(Mixer):
             raise InputError(f"rho lies in (0, 1], window >= 1, sigma >= 0; got {rho}, {window}, {sigma}")
         if mode == "local" and always_keep:
             raise InputError(f"always_keep is for the other modes: windows have no room for {always_keep}")
+        attention.plain("SubsampledAttention")
         # not registered as a child, so that parameters keep their names
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.out_proj, self.q_norm, self.k_norm = attention.out_proj, attention.q_norm, attention.k_norm
         self._attention = (attention,)
         self.rho, self.mode, self.window, self.sigma, self.offset = rho, mode, window, sigma, offset
         self.per_sample, self.always_keep, self.generator = per_sample, always_keep, generator
-        self.keep_self = attention.causal if keep_self is None else keep_self
+        self.keep_self = attention.masked if keep_self is None else keep_self
         self.supports = attention.supports
         self.enabled = True
         self.in_evaluation = False
@@ -175,7 +176,7 @@ class SubsampledAttention(Mixer):
         if self.mode == "bernoulli":
             return bernoulli_sources(batch, keys, self.rho, self.generator, self.always_keep)
         self._require_square(queries, keys)
-        causal = self.attention.causal
+        causal = self.attention.masked
         return local_sources(
             batch, keys, self.window, self.sigma, self.generator, causal=causal, offset=self.offset
         )
@@ -200,7 +201,7 @@ class SubsampledAttention(Mixer):
         at = torch.arange(q.shape[2], device=q.device)
         seen = there[:, None]
         own = None
-        if self.attention.causal:
+        if self.attention.masked:
             seen = seen & (index[:, None] <= at[:, None])
         if self.keep_self:  # an extra column for one's own key, where the set lacks it
             own = ~((index[:, None] == at[:, None]) & there[:, None]).any(-1)
@@ -225,7 +226,7 @@ class SubsampledAttention(Mixer):
         """Windows over shuffled sources in blocks: one gather, then products of `(block, block + window)`."""
         (batch, heads, tokens, d), window, device = q.shape, self.window, q.device
         self._require_square(tokens, k.shape[2])
-        causal = self.attention.causal
+        causal = self.attention.masked
         order = local_order(batch if self.per_sample else 1, tokens, self.sigma, self.generator).to(device)
         wide = order[:, None, :, None].expand(batch, heads, -1, d)
         block = min(window, tokens)
@@ -287,7 +288,7 @@ class SubsampledAttention(Mixer):
 
     @property
     def recurrent(self) -> bool:
-        return self.attention.causal
+        return self.attention.recurrent
 
     def initial_state(self, batch: int, **options: Any) -> KeyValueCache:
         """An empty cache for `capacity` tokens; streams see all sources."""

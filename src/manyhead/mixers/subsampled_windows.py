@@ -63,9 +63,9 @@ class SubsampledWindowAttention(SubsampledAttention):
         per_sample: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        if attention.causal or not 0 <= offset < window:
+        if attention.causal or attention.cross or not 0 <= offset < window:
             raise InputError(
-                f"windows on a grid need attention that is not causal, and an offset below the window; "
+                f"windows on a grid need self-attention that is not causal, and an offset below the window; "
                 f"got causal={attention.causal}, offset {offset} and window {window}"
             )
         super().__init__(

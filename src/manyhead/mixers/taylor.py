@@ -72,11 +72,7 @@ class _CausalRecurrence(MultiHeadAttention):
         if not options.pop("causal", True):
             raise InputError(f"{type(self).__name__} is causal: leave causal=True")
         super().__init__(channels, heads, causal=True, **options)  # type: ignore[arg-type]
-
-    def parts_at(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys turned by the positions from `start` on, and values, by head."""
-        k, v = self.keys_values(x)
-        return self.rotate(self.queries(x), start), self.repeat(self.rotate(k, start)), self.repeat(v)
+        self.plain(type(self).__name__)
 
 
 class TaylorAttention(_CausalRecurrence):
@@ -93,7 +89,7 @@ class TaylorAttention(_CausalRecurrence):
         "positive, rank 1 + head_dim + head_dim^2,", True, True, True, True, "L d_h^2", "L + d_h^3"
     )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Mix; short sequences by their matrix of weights, long ones by the recurrence in chunks."""
         self.require_self_mixing(context)
         q, k, v = self.parts(x)
@@ -127,7 +123,7 @@ class TaylorAttention(_CausalRecurrence):
 
     def extend(self, x: Tensor, state: TaylorState) -> tuple[Tensor, TaylorState]:  # type: ignore[override]
         """Process the next tokens `(batch, tokens, channels)`."""
-        y, sums = self._extend(*self.parts_at(x, state.length), state.sums)
+        y, sums = self._extend(*self.parts(x, start=state.length), state.sums)
         return y, TaylorState(sums, state.length + x.shape[1])
 
 
@@ -145,7 +141,7 @@ class SeparateTaylorAttention(_CausalRecurrence):
 
     traits = Traits("sum of three low ranks,", True, True, False, True, "L d_h", "L + d_h^2")
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
         self.require_self_mixing(context)
         return self.extend(x, self.initial_state(len(x)))[0]
 
@@ -165,7 +161,7 @@ class SeparateTaylorAttention(_CausalRecurrence):
         self, x: Tensor, state: SeparateTaylorState
     ) -> tuple[Tensor, SeparateTaylorState]:
         """Process the next tokens `(batch, tokens, channels)`."""
-        q, k, v = self.parts_at(x, state.length)
+        q, k, v = self.parts(x, start=state.length)
         length = state.length + x.shape[1]
         count = torch.arange(state.length + 1, length + 1, device=x.device, dtype=x.dtype)
         values = v.cumsum(2) + state.values[:, :, None]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from manyhead.errors import InputError
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.embedder import LookupEmbedder, ProjectionEmbedder
 from manyhead.networks.generation import choose
 from manyhead.networks.transformer import Stack, Transformer
@@ -24,11 +24,11 @@ Interface = Literal["prefix", "summation", "cross_attention"]
 def neox_stack(channels: int, depth: int, heads: int, *, rotary: float = 0.25, cross: bool = False) -> Stack:
     """A causal GPT-NeoX stack: parallel residuals, rotary positions on a quarter of each head."""
 
-    def mixer(level: int) -> SoftmaxAttention:
-        return SoftmaxAttention(channels, heads, causal=True, rotary=rotary)
+    def mixer(level: int) -> MultiHeadAttention:
+        return MultiHeadAttention(channels, heads, causal=True, rotary=rotary)
 
-    def looks(level: int) -> SoftmaxAttention:
-        return SoftmaxAttention(channels, heads, cross=True, causal=True)
+    def looks(level: int) -> MultiHeadAttention:
+        return MultiHeadAttention(channels, heads, cross=True, causal=True)
 
     stack = Stack(channels, mixer, depth, cross=looks if cross else None, arrangement="parallel")
     for module in stack.modules():
@@ -184,7 +184,7 @@ class BlockTransformer(nn.Module):
         layers = len(model.stack.layers)
         channels, vocabulary = model.stack.channels, model.output.out_features
         mixer = model.stack.layers[0].mixer
-        if layers < 2 or not isinstance(mixer, SoftmaxAttention):
+        if layers < 2 or not isinstance(mixer, MultiHeadAttention):
             raise InputError("uptraining starts from softmax attention with two layers or more")
         embedder = ProjectionEmbedder(vocabulary, block_length, channels)
         tokens = TokenDecoder(vocabulary, block_length, channels, channels, 1, mixer.heads, prefix=prefix)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhead.errors import InputError
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.transformer import Stack
 
 
@@ -82,7 +82,7 @@ class EncoderEmbedder(nn.Module):
         self.summaries = nn.Parameter(torch.randn(summaries, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(summaries + block_length, width) * 0.02)
         nn.init.normal_(self.embeddings.weight, std=0.02)
-        self.encoder = Stack(width, lambda level: SoftmaxAttention(width, heads), depth, arrangement="post")
+        self.encoder = Stack(width, lambda level: MultiHeadAttention(width, heads), depth, arrangement="post")
 
     def forward(self, ids: Tensor) -> Tensor:
         tokens = self.embeddings(ids.flatten(0, -2))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from manyhead.errors import InputError
 from manyhead.mixers.base import Mixer
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.embedding import Positions, TokenEmbedding
 from manyhead.networks.layer import (
     Activation,
@@ -128,7 +128,7 @@ def default_mixers(
     channels: int, heads: int, positions: Positions, *, causal: bool, dropout: float = 0.0
 ) -> Callable[[int], Mixer]:
     """Softmax attention at every depth, with the positions that live inside attention."""
-    return lambda depth: SoftmaxAttention(
+    return lambda depth: MultiHeadAttention(
         channels,
         heads,
         causal=causal,
@@ -262,7 +262,7 @@ class EncoderDecoder(nn.Module):
         self.source = TokenEmbedding(source_vocabulary, channels, positions, longest)
         self.target = TokenEmbedding(target_vocabulary, channels, positions, longest)
         self.encoder = Stack(channels, encoder or plain, depth, **options)
-        looks = cross or (lambda level: SoftmaxAttention(channels, heads, cross=True, causal=True))
+        looks = cross or (lambda level: MultiHeadAttention(channels, heads, cross=True, causal=True))
         self.decoder = Stack(channels, decoder or causal, depth, cross=looks, **options)
         self.output = nn.Linear(channels, target_vocabulary, bias=False)
         if tie:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from manyhead.mixers.aaren import Aaren
 from manyhead.mixers.base import Mixer
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.transformer import Stack, Transformer
 from manyhead.system import Measurement, System
 from manyhead.training.budget import affordable_steps
@@ -84,7 +84,7 @@ def listen(seed: int, budget: float) -> list[Measurement]:
     x, label, x_test, label_test = spectra(seed)
     accuracy, gap = {}, 0.0
     kinds: dict[str, Callable[[int], Mixer]] = {
-        "softmax": lambda level: SoftmaxAttention(CHANNELS, HEADS, causal=True),
+        "softmax": lambda level: MultiHeadAttention(CHANNELS, HEADS, causal=True),
         "aaren": lambda level: Aaren(CHANNELS, HEADS),
     }
 
@@ -132,7 +132,7 @@ def read(seed: int, budget: float) -> Measurement:
     train, test = ids[:270_000], ids[270_000:]
     bits = {}
     kinds: dict[str, Callable[[int], Mixer]] = {
-        "softmax": lambda level: SoftmaxAttention(CHANNELS, HEADS, causal=True),
+        "softmax": lambda level: MultiHeadAttention(CHANNELS, HEADS, causal=True),
         "aaren": lambda level: Aaren(CHANNELS, HEADS),
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.block_transformer import BlockTransformer
 from manyhead.networks.generation import generate
 from manyhead.networks.transformer import Transformer
@@ -26,7 +26,7 @@ def vanilla(channels: int, depth: int) -> Transformer:
         256,
         channels,
         depth,
-        mixers=lambda level: SoftmaxAttention(channels, HEADS, causal=True, rotary=0.25),
+        mixers=lambda level: MultiHeadAttention(channels, HEADS, causal=True, rotary=0.25),
         positions="none",
         arrangement="parallel",
         tie=False,

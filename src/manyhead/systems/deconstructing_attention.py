@@ -33,7 +33,7 @@ HYBRID = ("mlp", "nonapprox", "rndembqk", "staticembqk")
 
 def standard(channels: int, heads: int) -> Mixer:
     """The base of the comparison: rotary positions, biases on queries, keys and values only."""
-    return MultiHeadAttention(channels, heads, causal=True, rotary_base=1e4, out_bias=False)
+    return MultiHeadAttention(channels, heads, causal=True, rotary=1.0, out_bias=False)
 
 
 def variant(name: str, channels: int, heads: int) -> Mixer:
@@ -41,12 +41,12 @@ def variant(name: str, channels: int, heads: int) -> Mixer:
     makers: dict[str, Callable[[], Mixer]] = {
         "standard": lambda: standard(channels, heads),
         "mlp": lambda: TokenwiseMixer(channels),
-        "approximate": lambda: TaylorAttention(channels, heads, rotary_base=1e4, out_bias=False),
+        "approximate": lambda: TaylorAttention(channels, heads, rotary=1.0, out_bias=False),
         "nonapprox": lambda: SelfScoredAttention(channels, heads, out_bias=False),
-        "rndembqk": lambda: ForeignMapAttention(channels, heads, rotary_base=1e4, out_bias=False),
-        "fixedseqqk": lambda: ForeignMapAttention(channels, heads, rotary_base=1e4, out_bias=False),
+        "rndembqk": lambda: ForeignMapAttention(channels, heads, rotary=1.0, out_bias=False),
+        "fixedseqqk": lambda: ForeignMapAttention(channels, heads, rotary=1.0, out_bias=False),
         "staticembqk": lambda: ForeignMapAttention(
-            channels, heads, source="embedding", rotary_base=1e4, out_bias=False
+            channels, heads, source="embedding", rotary=1.0, out_bias=False
         ),
     }
     return makers[name]()
@@ -64,7 +64,7 @@ def build(name: str, layout: Layout, guide: Tensor) -> ForeignMapTransformer:
 
 def cached_cost(batch: int = 16, length: int = 1024) -> Measurement:
     """Processor time of a layer with a cached fixed map, against standard attention; the best of three."""
-    mixer = ForeignMapAttention(CHANNELS, HEADS, rotary_base=1e4, out_bias=False)
+    mixer = ForeignMapAttention(CHANNELS, HEADS, rotary=1.0, out_bias=False)
     x = torch.randn(batch, length, CHANNELS)
     times = []
     with torch.no_grad():

@@ -16,7 +16,7 @@ from manyhead.mixers.base import Mixer
 from manyhead.mixers.dynamical import exponential_features
 from manyhead.mixers.gated_rnn import QLSTM
 from manyhead.mixers.linear_attention import LinearAttention, NormalizedAttention
-from manyhead.mixers.softmax import SoftmaxAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.networks.transformer import Transformer
 from manyhead.system import Measurement, System
 from manyhead.training.budget import affordable_steps
@@ -88,7 +88,7 @@ def demo(seed: int, budget: float) -> list[Measurement]:
     """Truncate softmax, then let the families recall after equally many steps."""
     measured = truncation(seed)
     families: dict[str, Callable[[int], Mixer]] = {
-        "softmax": lambda level: SoftmaxAttention(CHANNELS, 1, causal=True, qk_channels=16),
+        "softmax": lambda level: MultiHeadAttention(CHANNELS, 1, causal=True, qk_channels=16),
         "linear": lambda level: LinearAttention(CHANNELS, 1, causal=True, qk_channels=16),
         "normalised": lambda level: NormalizedAttention(CHANNELS, 1, qk_channels=16),
         "linear n = 64": lambda level: LinearAttention(CHANNELS, 1, causal=True, qk_channels=64),

@@ -16,8 +16,8 @@ from manyhead.kernels.rings import Ring, in_threads
 from manyhead.kernels.shards import shard, unshard
 from manyhead.mixers.base import Mixer
 from manyhead.mixers.linear_attention import LinearAttention
+from manyhead.mixers.multihead import MultiHeadAttention
 from manyhead.mixers.s4d import S4D
-from manyhead.mixers.softmax import SoftmaxAttention
 from manyhead.mixers.toeplitz import CausalConvolution
 from manyhead.networks.language import MixerLanguageModel, text_bytes, text_loss, train_on_text
 from manyhead.pattern import Causal
@@ -26,7 +26,7 @@ from manyhead.system import Measurement, System
 CONTEXTS = (32, 128, 512)
 TOKENS = 1024  # characters of a step, at every context
 MIXERS: dict[str, Callable[[], Mixer]] = {
-    "softmax": lambda: SoftmaxAttention(64, 4, causal=True),
+    "softmax": lambda: MultiHeadAttention(64, 4, causal=True),
     "linear attention": lambda: LinearAttention(64, 4, causal=True),
     "S4D": lambda: S4D(64),
     "convolution of 16": lambda: CausalConvolution(64, 16),

@@ -37,7 +37,7 @@ def language_model() -> Transformer:
         256,
         CHANNELS,
         LAYERS,
-        mixers=lambda depth: MultiHeadAttention(CHANNELS, HEADS, causal=True, rotary_base=1e4),
+        mixers=lambda depth: MultiHeadAttention(CHANNELS, HEADS, causal=True, rotary=1.0),
         positions="none",
         norm="rms",
     )

@@ -41,26 +41,11 @@ def words(part: str, number: dict[str, int] | None = None) -> tuple[Tensor, dict
     return torch.tensor([number.get(word, 0) for word in found]), number
 
 
-class DroppedAttention(MultiHeadAttention):
-    """Attention with dropout on its weights, the rival of dropping sources."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(CHANNELS, HEADS, causal=True, rotary_base=1e4)
-        self.rate = rate
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.merge(
-            nn.functional.scaled_dot_product_attention(
-                *self.parts(x, context), dropout_p=self.rate if self.training else 0.0, is_causal=True
-            )
-        )
-
-
 def causal_mixer(kind: str) -> Mixer:
     """One layer's mixer of the language models."""
     if kind == "dropout":
-        return DroppedAttention(0.1)
-    attention = MultiHeadAttention(CHANNELS, HEADS, causal=True, rotary_base=1e4)
+        return MultiHeadAttention(CHANNELS, HEADS, causal=True, rotary=1.0, dropout=0.1)
+    attention = MultiHeadAttention(CHANNELS, HEADS, causal=True, rotary=1.0)
     if kind == "unbiased":
         return SubsampledAttention(attention, 0.25)
     if kind == "local":
