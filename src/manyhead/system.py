@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["holds", "not seen", "opposite", "undecided"]
+Verdict = Literal["holds", "not seen", "opposite", "undecided", "reported"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Measurement:
         paper: the paper's own figure or claim, as text.
         baseline: the number it is compared with in the same run, or None where the claim is a bound.
         here: the number measured.
-        holds: whether the claim is met in this run (direction, or bound).
+        holds: whether the claim is met in this run (direction, or bound); None for a number without a claim.
         better: which direction the paper claims for `here` against `baseline`.
         unit: unit of both numbers, for the table.
     """
@@ -27,7 +27,7 @@ class Measurement:
     paper: str
     baseline: float | None
     here: float
-    holds: bool
+    holds: bool | None
     better: Literal["higher", "lower"] = "higher"
     unit: str = ""
 
@@ -91,6 +91,7 @@ def judge(runs: Sequence[Measurement]) -> Finding:
     paper claims: 'holds' if its 95 % interval lies above zero and every run meets the claim, 'opposite'
     if it lies below zero, 'undecided' with fewer than three seeds or where some runs meet a stricter
     claim, else 'not seen'. Without a baseline the claim is a bound: it holds if every run meets it.
+    Numbers without a claim are 'reported'.
 
     Raises:
         ValueError: if `runs` is empty or mixes quantities.
@@ -100,7 +101,7 @@ def judge(runs: Sequence[Measurement]) -> Finding:
     first = runs[0]
     sign = 1.0 if first.better == "higher" else -1.0
     here = statistics.fmean(run.here for run in runs)
-    met = sum(run.holds for run in runs)
+    met = sum(run.holds is True for run in runs)
     verdict: Verdict
     if any(run.baseline is None for run in runs):
         baseline, span = None, interval([run.here for run in runs])
@@ -117,4 +118,6 @@ def judge(runs: Sequence[Measurement]) -> Finding:
             verdict = "opposite"
         else:
             verdict = "not seen" if len(runs) >= 3 else "undecided"
+    if all(run.holds is None for run in runs):
+        verdict = "reported"
     return Finding(first.what, first.paper, baseline, here, span, len(runs), verdict, first.unit)

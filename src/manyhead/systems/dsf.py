@@ -17,11 +17,21 @@ from manyhead.mixers.dynamical import exponential_features
 from manyhead.mixers.gated_rnn import QLSTM
 from manyhead.mixers.linear_attention import LinearAttention, NormalizedAttention
 from manyhead.mixers.multihead import MultiHeadAttention
+from manyhead.mixers.toeplitz import CausalConvolution
 from manyhead.networks.transformer import Transformer
 from manyhead.system import Measurement, System
 from manyhead.training.budget import affordable_steps
 
 CHANNELS, LENGTH, PAIRS, VOCAB = 64, 64, 8, 256
+EXAMPLES, BATCH = 30_000, 64
+RATES = (1e-4, 4.6e-4, 2.2e-3, 1e-2)  # as in the paper
+PAIRED = [  # what should recall better, than what, and why
+    ("normalised", "linear n = 16", "normalised above linear attention"),
+    ("softmax", "normalised", "softmax best"),
+    ("linear n = 16", "linear n = 8", "rises with the state n"),
+    ("linear n = 64", "linear n = 16", "rises with the state n"),
+    ("reversed qLSTM", "qLSTM", "the reversed sigmoid is better"),
+]
 CARD = {0: 0.68, 2: 0.21, 4: 0.036}  # median errors of orders, as theory has them
 
 
@@ -50,34 +60,45 @@ def truncation(seed: int) -> list[Measurement]:
     return found
 
 
-def reader(mixer: Callable[[int], Mixer]) -> Transformer:
-    """Two layers over the recall task's tokens."""
-    return Transformer(VOCAB, CHANNELS, 2, mixers=mixer, positions="learned", longest=LENGTH)
+def reader(mixer: Callable[[], Mixer]) -> Transformer:
+    """A short convolution, which ties values to the keys before them, then one layer of a family."""
+    return Transformer(
+        VOCAB,
+        CHANNELS,
+        2,
+        mixers=lambda level: mixer() if level else CausalConvolution(CHANNELS, 3),
+        positions="learned",
+        longest=LENGTH,
+    )
 
 
-def recall(mixer: Callable[[int], Mixer], seed: int, steps: int) -> float:
-    """Accuracy of two layers on multi-query recall."""
+def recall(mixer: Callable[[], Mixer], seed: int, steps: int, rate: float) -> Transformer:
+    """A reader after training on multi-query recall."""
     torch.manual_seed(seed)
     model = reader(mixer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2.2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2.2e-3, total_steps=steps)
-    draw = [torch.tensor(a) for a in associative_recall(4000, LENGTH, PAIRS, VOCAB, seed=seed)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = _examples(EXAMPLES, seed)
     for _ in range(steps):
-        rows = torch.randint(len(draw[0]), (32,))
-        inputs, labels = draw[0][rows], draw[1][rows]
-        loss = _loss(model, inputs, labels)
+        rows = torch.randint(EXAMPLES, (BATCH,))
+        loss = _loss(model, draw[0][rows], draw[1][rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    inputs, labels = (
-        torch.tensor(a) for a in associative_recall(200, LENGTH, PAIRS, VOCAB, seed=seed + 10_000)
-    )
-    model.eval()
-    with torch.no_grad():
-        asked = labels != IGNORED
-        right = model(inputs).argmax(-1)[asked] == labels[asked]
-    return float(right.float().mean()) * 100
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Transformer, seed: int) -> float:
+    """Share of values that are named, in per cent."""
+    inputs, labels = _examples(200, seed)
+    asked = labels != IGNORED
+    return 100 * float((model(inputs).argmax(-1) == labels)[asked].float().mean())
+
+
+def _examples(number: int, seed: int) -> list[Tensor]:
+    return [torch.tensor(part) for part in associative_recall(number, LENGTH, PAIRS, VOCAB, seed=seed)]
 
 
 def _loss(model: Transformer, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -85,34 +106,44 @@ def _loss(model: Transformer, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def demo(seed: int, budget: float) -> list[Measurement]:
-    """Truncate softmax, then let the families recall after equally many steps."""
+    """Truncate softmax, then let the families recall after equally many steps, each at its best rate."""
     measured = truncation(seed)
-    families: dict[str, Callable[[int], Mixer]] = {
-        "softmax": lambda level: MultiHeadAttention(CHANNELS, 1, causal=True, qk_channels=16),
-        "linear": lambda level: LinearAttention(CHANNELS, 1, causal=True, qk_channels=16),
-        "normalised": lambda level: NormalizedAttention(CHANNELS, 1, qk_channels=16),
-        "linear n = 64": lambda level: LinearAttention(CHANNELS, 1, causal=True, qk_channels=64),
-        "qLSTM": lambda level: QLSTM(CHANNELS),
-        "reversed qLSTM": lambda level: QLSTM(CHANNELS, reversed_gate=True),
+    families: dict[str, Callable[[], Mixer]] = {
+        "softmax": lambda: MultiHeadAttention(CHANNELS, 1, causal=True, qk_channels=16),
+        "linear n = 8": lambda: LinearAttention(CHANNELS, 1, causal=True, qk_channels=8),
+        "linear n = 16": lambda: LinearAttention(CHANNELS, 1, causal=True, qk_channels=16),
+        "linear n = 64": lambda: LinearAttention(CHANNELS, 1, causal=True, qk_channels=64),
+        "normalised": lambda: NormalizedAttention(CHANNELS, 1, qk_channels=16),
+        "qLSTM": lambda: QLSTM(CHANNELS),
+        "reversed qLSTM": lambda: QLSTM(CHANNELS, reversed_gate=True),
     }
-    ids, labels = (torch.tensor(a) for a in associative_recall(32, LENGTH, PAIRS, VOCAB, seed=seed))
+    ids, labels = _examples(BATCH, seed)
     rivals = [partial(_loss, reader(mixer), ids, labels) for mixer in families.values()]
-    steps = affordable_steps(budget * 0.65, rivals, 2000)
-    accuracy = {name: recall(mixer, seed, steps) for name, mixer in families.items()}
-    pairs = [
-        ("normalised", "linear", "normalised above linear attention"),
-        ("softmax", "normalised", "softmax best"),
-        ("linear n = 64", "linear", "rises with the state n"),
-        ("reversed qLSTM", "qLSTM", "the reversed sigmoid is better"),
-    ]
-    for better, worse, paper in pairs:
+    steps = affordable_steps(budget * 0.9 / len(RATES), rivals, 2000)
+    best: dict[str, float] = {}
+    for name, mixer in families.items():
+        models = {rate: recall(mixer, seed, steps, rate) for rate in RATES}
+        chosen = max(RATES, key=lambda rate: accuracy(models[rate], seed + 20_000))
+        best[name] = accuracy(models[chosen], seed + 10_000)
+        measured += [
+            Measurement(
+                what=f"recall accuracy of {name} at a rate of {rate:g}",
+                paper="the best of four rates counts",
+                baseline=None,
+                here=accuracy(models[rate], seed + 10_000),
+                holds=None,
+                unit="%",
+            )
+            for rate in RATES
+        ]
+    for better, worse, paper in PAIRED:
         measured.append(
             Measurement(
                 what=f"recall accuracy of {better}, against {worse}",
                 paper=paper,
-                baseline=accuracy[worse],
-                here=accuracy[better],
-                holds=accuracy[better] > accuracy[worse],
+                baseline=best[worse],
+                here=best[better],
+                holds=best[better] > best[worse],
                 unit="%",
             )
         )
