@@ -68,7 +68,12 @@ class Page:
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str | Cell]], caption: str = "") -> None:
         """Add a table; the first column is text, the others are aligned as numbers."""
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-        self._parts.append({"kind": "table", "headings": list(headings), "rows": cells, "caption": caption})
+        looks = [cell.look for cell in cells[0]] if cells else []
+        heads = [  # above text stands its heading, above numbers theirs
+            Cell(heading, "text" if place < len(looks) and looks[place] == "text" else "")
+            for place, heading in enumerate(headings)
+        ]
+        self._parts.append({"kind": "table", "headings": heads, "rows": cells, "caption": caption})
 
     def chart(self, figure: go.Figure, caption: str = "", height: int = 360) -> None:
         """Add a plotly figure; `caption` says what to see in it."""

@@ -43,7 +43,7 @@ def time_line(result: Result) -> go.Figure:
 def split_picture(result: Result) -> go.Figure:
     figure = go.Figure()
     dates = result.panel.dates
-    shown = list(result.splits.items())[-24:]
+    shown = list(result.splits.items())
     for part, colour in (("train", COLOURS[6]), ("validation", COLOURS[1]), ("test", COLOURS[0])):
         for place, (index, split) in enumerate(shown):
             rows: range = getattr(split, part)
@@ -54,7 +54,7 @@ def split_picture(result: Result) -> go.Figure:
                 mode="lines",
                 name=part,
                 legendgroup=part,
-                line={"color": colour, "width": 11},
+                line={"color": colour, "width": 7},
                 showlegend=place == 0,
             )
     figure.update_yaxes(autorange="reversed")

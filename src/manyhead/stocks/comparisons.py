@@ -160,7 +160,7 @@ def luck_table(counted: Verdict, result: Result) -> Table:
         ],
         [
             "Sharpe ratio",
-            number(counted.sharpe, ".2"),
+            number(counted.sharpe, ".2f"),
             Cell(f"the best of so many without skill: {number(counted.sharpe_of_luck, '.2f')}", "text"),
         ],
         [
@@ -180,12 +180,12 @@ def luck_table(counted: Verdict, result: Result) -> Table:
         ],
         [
             "days to show this excess return",
-            number(counted.sample_return, ".0"),
+            number(counted.sample_return, ",.0f"),
             Cell(f"for a 95 % test with 80 % power; {counted.days} were tested", "text"),
         ],
         [
             "days to show this IC",
-            number(counted.sample_ic, ".0"),
+            number(counted.sample_ic, ",.0f"),
             Cell("likewise, for the mean daily IC", "text"),
         ],
     ]

@@ -21,6 +21,7 @@ from manyhead.stocks.result import LEDGER, Result
 
 # symbols shown in the attention picture
 SHOWN = 30
+CURVES = 12  # trainings whose curves are drawn
 
 
 def write_report(result: Result, against: Result | None = None) -> Path:
@@ -95,7 +96,7 @@ def _what_was_run(page: Page, result: Result) -> None:
     page.chart(
         charts.split_picture(result),
         "Each split trains, chooses its epoch, and is tested on later days only.",
-        250,
+        max(210, 90 + 11 * len(result.splits)),
     )
 
 
@@ -277,7 +278,9 @@ def _training(page: Page, result: Result) -> None:
         1, 2, subplot_titles=("training loss", f"validation {result.config.training.monitor}")
     )
     monitor = result.config.training.monitor
-    for place, (index, seed) in enumerate(charts.pieces(result)[:12]):
+    trained = charts.pieces(result)
+    shown = trained[-CURVES:]
+    for place, (index, seed) in enumerate(shown):
         facts = read_facts(result.folder, Item(index, STOCKFORMER, seed))
         history = facts["history"]
         epochs = [row["epoch"] for row in history]
@@ -309,7 +312,9 @@ def _training(page: Page, result: Result) -> None:
                 col=2,
             )
     figure.update_xaxes(title="epoch")
-    page.chart(figure, words.training_caption(result), 340)
+    if len(shown) > 6:  # a legend of many rows would cover the titles; names show under the pointer
+        figure.update_layout(showlegend=False)
+    page.chart(figure, words.training_caption(len(shown), len(trained)), 340)
 
 
 def _attention(page: Page, result: Result) -> None:

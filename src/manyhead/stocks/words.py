@@ -138,11 +138,17 @@ def what_would_change(result: Result) -> str:
     # days for a two-sided 95 % test to find a true IC with 80 % power: days * ((1.96 + 0.84) se / IC)^2
     needed = days * ((1.96 + 0.84) * se / 0.02) ** 2
     if skilled(own) == "no skill that differs from zero":
-        return (
+        seen = (
             "What would change this: at this day-to-day noise, a true IC of 0.02 needs about "
-            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days} "
-            "were tested. More splits (--splits all) add days; a wider universe makes each day less noisy."
+            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days:,} were tested"
         )
+        if needed < days:
+            least = 0.02 * np.sqrt(needed / days)
+            return (
+                f"{seen}. An IC of {least:.4f} would likely have been seen: what is left to find is smaller, "
+                "and takes other inputs or a wider universe rather than more days."
+            )
+        return f"{seen}. More splits (--splits all) add days; a wider universe makes each day less noisy."
     return (
         "What would change this: a later test span in which the IC falls back to zero, a leak that "
         "`manyhead stocks canary` finds, or more settings tried on these prices than the ledger has counted."
@@ -265,12 +271,12 @@ def decile_caption(result: Result) -> str:
     )
 
 
-def training_caption(result: Result) -> str:
+def training_caption(shown: int, trained: int) -> str:
     """What the learning curves show."""
+    newest = f", the newest {shown} of {trained} trainings" if shown < trained else ""
     return (
-        "Stockformer only. Validation days are later than training days and earlier than test days; no "
-        "test day is "
-        "seen before the model is fixed."
+        f"Stockformer only{newest}. Validation days are later than training days and earlier than test days; "
+        "no test day is seen before the model is fixed."
     )
 
 

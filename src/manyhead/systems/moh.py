@@ -183,9 +183,9 @@ released file's mask is right for half of them only).
 Sparse execution (`manyhead.kernels.selected`) asks, attends and answers for the selected (token, head)
 pairs only; keys and values are projected for all tokens, so that at 1,024 tokens and 512 channels no less
 than 0.63 of dense attention's operations are left (0.67 causal) with half of the heads. Measured on two
-threads of an idle machine (`benchmarks/moh.py`, `benchmarks/results/moh.json`): 0.72 of the time in inference and
-in training, 0.82 and 0.81 where causal. Other work on the machine costs the sparse form more than the dense one:
-it waits for its threads more often.
+threads of an idle machine (`benchmarks/moh.py`, `benchmarks/results/moh.json`): 0.72 of the time in
+inference and in training, 0.82 and 0.81 where causal. Other work on the machine costs the sparse form more
+than the dense one: it waits for its threads more often.
 """
 
 SYSTEM = System(
