@@ -140,7 +140,8 @@ def what_would_change(result: Result) -> str:
     if skilled(own) == "no skill that differs from zero":
         seen = (
             "What would change this: at this day-to-day noise, a true IC of 0.02 needs about "
-            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; {days:,} were tested"
+            f"{needed:,.0f} test days ({needed / 252:.1f} years) to be seen in four of five tries; "
+            f"{days:,} were tested"
         )
         if needed < days:
             least = 0.02 * np.sqrt(needed / days)
