@@ -149,17 +149,18 @@ def demo(seed: int, budget: float) -> list[Measurement]:
 
 
 NOTES = f"""
-Recall: the paper's multi-query task at a small size, {PAIRS} pairs in {LENGTH} tokens, {VOCAB} tokens in all,
-batches of {BATCH}, {CHANNELS} channels, one head, n = 16 where not said otherwise, as many steps for each family and
-rate as the budget has room for (about 1,300 of the paper's 12,500 and more, whose batches are 16 times as large). Each
-family is judged at the better of two learning rates, chosen on examples of its own.
+Recall: the paper's multi-query task at a small size, {PAIRS} pairs in {LENGTH} tokens, {VOCAB} tokens in
+all, batches of {BATCH}, {CHANNELS} channels, one head, n = 16 where not said otherwise, as many steps for
+each family and rate as the budget has room for (about 1,300 of the paper's 12,500 and more, whose batches
+are 16 times as large). Each family is judged at the better of two learning rates, chosen on examples of its
+own.
 
-The first of the two layers is a short convolution for all families, as in the hybrids of Arora et al., 'Zoology',
-2023, arXiv 2312.04927: it ties each value to the key before it, and the family has to recall. With a family in
-both layers, as in the paper, softmax attention was still guessing among the eight values after 1,600 steps (15 %
-right), so that there was nothing to compare. Of the paper's four rates the outer two are left out: at 1e-2 softmax and
-normalised attention learnt nothing (1 %), and 1e-4 is too slow for so few steps. These choices were made on seed
-100, which is not among the reported ones.
+The first of the two layers is a short convolution for all families, as in the hybrids of Arora et al.,
+'Zoology', 2023, arXiv 2312.04927: it ties each value to the key before it, and the family has to recall.
+With a family in both layers, as in the paper, softmax attention was still guessing among the eight values
+after 1,600 steps (15 % right), so that there was nothing to compare. Of the paper's four rates the outer
+two are left out: at 1e-2 softmax and normalised attention learnt nothing (1 %), and 1e-4 is too slow for so
+few steps. These choices were made on seed 100, which is not among the reported ones.
 
 **Where paper and code disagree.** Normalised attention has no feature map, as in the code (`positive=True`
 adds one). The code's initialisation zeroes the bias of the step sizes by oversight, so that its state spaces
