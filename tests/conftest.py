@@ -1,7 +1,7 @@
 """What all tests share: the examples that hypothesis draws are the same in every run.
 
-A failure is then found again by the next run, and a commit is not blamed for an example that the one before it
-was spared. `HYPOTHESIS_PROFILE=default` draws anew.
+A failure is then found again by the next run, and a commit is not blamed for an example that the one before
+it was spared. `HYPOTHESIS_PROFILE=default` draws anew.
 """
 
 import os

@@ -16,13 +16,13 @@ import torch
 
 from manyhead.comparison import Comparison, compare
 from manyhead.comparison.commands import show
-from manyhead.comparison.compare import TUNING_SEED
 from manyhead.comparison.epochs import best_epoch, references
 from manyhead.comparison.interference import conflict_table, first_conflict
 from manyhead.comparison.methods import parse_methods
 from manyhead.comparison.page import comparison_page
 from manyhead.comparison.recommendation import stands
 from manyhead.comparison.report import Report, as_dict, report, table
+from manyhead.comparison.result import TUNING_SEED
 from manyhead.comparison.summary import estimate
 from manyhead.comparison.taskset import Score
 from manyhead.comparison.trial import Outcome, Setting, Trial, run_trial

@@ -8,77 +8,29 @@ where it was killed, over any number of processes, to the same numbers.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manyhead.comparison.epochs import best_epoch, progress, references
+from manyhead.comparison.interference import fork_depth
 from manyhead.comparison.methods import (
-    EQUAL,
     Method,
     check_methods,
     equal_weights,
     parse_methods,
     single_methods,
 )
-from manyhead.comparison.taskset import BUDGETS, Budget, Score, Source, load_tasks, source_name
-from manyhead.comparison.trial import Outcome, Setting, Trial, load_outcome, run_trial
+from manyhead.comparison.result import TUNING_SEED, Comparison
+from manyhead.comparison.taskset import BUDGETS, Budget, Source, load_tasks, source_name
+from manyhead.comparison.trial import Setting, Trial, load_outcome, run_trial
 from manyhead.errors import InputError
 from manyhead.files import write_text
 from manyhead.training.seeds import seeded
 from manyhead.work import run_items
 
 DEFAULT = ("single", "equal", "log", "mgda", "upgrad", "flat-mgda", "flat-upgrad", "rep")
-TUNING_SEED = 10_007  # of splits and weights on which learning rates are tried; never reported
 SETTINGS = "settings.json"
-
-
-@dataclass
-class Comparison:
-    """Everything that was trained, for tables and pages.
-
-    Args:
-        data: where the tasks came from.
-        budget: its name and what it allows.
-        seeds: the reported seeds.
-        scores: task -> how it is judged.
-        singles: the single-task methods, one a task.
-        methods: the others, equal weights first.
-        rates: method key -> the learning rate chosen.
-        tried: method key -> learning rate -> its value on validation, NaN where it diverged.
-        outcomes: (method key, seed) -> the run.
-        left_out: task -> equal weights without it; filled by the interference report.
-        forked: equal weights that share only the first layers, if conflicts ask for it.
-    """
-
-    data: str
-    budget: str
-    limits: Budget
-    seeds: tuple[int, ...]
-    scores: dict[str, Score]
-    singles: list[Method]
-    methods: list[Method]
-    rates: dict[str, float] = field(default_factory=dict)
-    tried: dict[str, dict[float, float]] = field(default_factory=dict)
-    outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
-    left_out: dict[str, Method] = field(default_factory=dict)
-    forked: Method | None = None
-    interference: bool = False
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return tuple(self.scores)
-
-    @property
-    def equal(self) -> Method:
-        """Equal weights on all tasks."""
-        return self.methods[0]
-
-    def outcome(self, method: Method, seed: int) -> Outcome:
-        """The run of a method under a seed, at the rate chosen for it."""
-        return self.outcomes[method.key, seed]
 
 
 def compare(
@@ -133,8 +85,6 @@ def compare(
     run = partial(_run, found, setting, workers=workers, threads=threads, shown=progress)
     run([*singles, *methods])
     if interference:
-        from manyhead.comparison.interference import fork_depth
-
         tasks = found.tasks
         found.left_out = {
             task: equal_weights([name for name in tasks if name != task], f"without {task}") for task in tasks
@@ -259,6 +209,3 @@ def _choose(found: Comparison, setting: Setting, method: Method) -> float:
     if not held:
         raise InputError(f"{method.label} on {', '.join(method.tasks)} diverged at every rate {list(tried)}")
     return max(held, key=lambda rate: held[rate])
-
-
-__all__ = ["DEFAULT", "EQUAL", "Comparison", "compare"]

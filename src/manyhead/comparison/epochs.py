@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from manyhead.comparison.methods import Method
+from manyhead.comparison.result import Comparison
 from manyhead.comparison.taskset import Score
 from manyhead.comparison.trial import Outcome
-
-if TYPE_CHECKING:
-    from manyhead.comparison.compare import Comparison
 
 Row = Mapping[str, float]
 
@@ -77,7 +74,7 @@ def best_epoch(
     return found
 
 
-def references(comparison: "Comparison", seed: int, part: str) -> dict[str, float]:
+def references(comparison: Comparison, seed: int, part: str) -> dict[str, float]:
     """Score of every single-task model on one part, at its epoch that is best on validation."""
     found = {}
     for method in comparison.singles:
@@ -91,7 +88,7 @@ def references(comparison: "Comparison", seed: int, part: str) -> dict[str, floa
     return found
 
 
-def chosen(comparison: "Comparison", method: Method, seed: int, within: float = math.inf) -> Row | None:
+def chosen(comparison: Comparison, method: Method, seed: int, within: float = math.inf) -> Row | None:
     """The epoch of a run that counts; None where it diverged or none was done in time."""
 
     outcome = comparison.outcome(method, seed)

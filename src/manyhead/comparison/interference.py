@@ -12,9 +12,9 @@ from statistics import fmean
 
 from torch import nn
 
-from manyhead.comparison.compare import TUNING_SEED, Comparison
 from manyhead.comparison.epochs import chosen, relative
 from manyhead.comparison.methods import SINGLE
+from manyhead.comparison.result import TUNING_SEED, Comparison
 from manyhead.comparison.summary import Estimate, changes, estimate, training_seconds
 from manyhead.comparison.taskset import Score, TaskSet
 from manyhead.insight.conflict import Group, groups

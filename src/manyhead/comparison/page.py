@@ -7,10 +7,10 @@ from statistics import fmean
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from manyhead.comparison.compare import Comparison
 from manyhead.comparison.interference import Conflict, pairs
 from manyhead.comparison.methods import SINGLE, Method
 from manyhead.comparison.report import Report, table
+from manyhead.comparison.result import Comparison
 from manyhead.comparison.summary import Estimate
 from manyhead.insight.conflict import WHOLE
 from manyhead.report.page import COLOURS, Cell, Page, escape

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from manyhead.comparison.compare import Comparison
 from manyhead.comparison.interference import Conflict, first_conflict
+from manyhead.comparison.result import Comparison
 from manyhead.comparison.summary import Estimate, Line, line, summary
 
 WIDE = 0.05  # chance of one false alarm among all balancers

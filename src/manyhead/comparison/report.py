@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from manyhead.comparison.compare import Comparison
 from manyhead.comparison.interference import (
     Conflict,
     LeftOut,
@@ -16,6 +15,7 @@ from manyhead.comparison.interference import (
     race,
 )
 from manyhead.comparison.recommendation import recommendation
+from manyhead.comparison.result import Comparison
 from manyhead.comparison.summary import Line, line, summary
 from manyhead.comparison.taskset import Source, load_tasks
 from manyhead.training.seeds import seeded

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from manyhead.comparison.compare import Comparison
 from manyhead.comparison.epochs import chosen, references, relative
 from manyhead.comparison.methods import SINGLE, Method
+from manyhead.comparison.result import Comparison
 from manyhead.system import interval
 
 
