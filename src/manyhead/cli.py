@@ -59,6 +59,10 @@ def demo_system(
     budget: Annotated[
         float | None, typer.Option(help="Seconds a seed may take; the system's own if left out.")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that take seeds side by side; measured times then disturb each other."),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     page: Annotated[
         str | None, typer.Option(help="Folder into which SLUG.json and SLUG.md are written.")
@@ -67,7 +71,7 @@ def demo_system(
     """Measure a paper's claim: paper, baseline, here, interval, verdict."""
     from manyhead.demonstration import run_demo
 
-    run_demo(slug, seeds, budget, as_json=as_json, page=page)
+    run_demo(slug, seeds, budget, workers=workers, as_json=as_json, page=page)
 
 
 @app.command("data")

@@ -5,9 +5,11 @@ import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -18,6 +20,7 @@ from manyhead.catalogue import load, systems
 from manyhead.errors import InputError
 from manyhead.files import write_text
 from manyhead.system import Finding, Measurement, System, judge
+from manyhead.work import run_items
 
 # what a person wrote below this line of a system's page survives its regeneration
 BY_HAND = "<!-- written by hand below this line -->"
@@ -53,33 +56,78 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def demonstrate(system: System, seeds: Sequence[int], budget: float | None = None) -> Demonstration:
-    """Run a system's demonstration once per seed and join the runs by quantity."""
+def demonstrate(
+    system: System,
+    seeds: Sequence[int],
+    budget: float | None = None,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> Demonstration:
+    """Run a system's demonstration once per seed and join the runs by quantity.
+
+    Args:
+        system: what to demonstrate.
+        seeds: of the runs.
+        budget: seconds a seed may take; the system's own if left out.
+        workers: local processes, a torch thread each, that take seeds side by side.
+        progress: show on a terminal which seeds are done.
+
+    Raises:
+        InputError: if `workers` is below one.
+    """
     started = time.perf_counter()
-    runs = [system.demo(seed, budget or system.budget) for seed in seeds]
+    allowed = budget or system.budget
+    if workers == 1:
+        import torch
+
+        found: dict[int, list[Measurement]] = {}
+
+        def here(seed: int) -> None:
+            found[seed] = system.demo(seed, allowed)
+
+        run_items(here, list(seeds), threads=torch.get_num_threads(), title=system.slug, progress=progress)
+        runs = [found[seed] for seed in seeds]
+    else:
+        with TemporaryDirectory() as name:
+            work = partial(_one_seed, system.demo, allowed, name)
+            run_items(work, list(seeds), workers=workers, title=system.slug, progress=progress)
+            runs = [
+                [Measurement(**kept) for kept in json.loads((Path(name) / f"{seed}.json").read_text("utf-8"))]
+                for seed in seeds
+            ]
     by_quantity: dict[str, list[Measurement]] = defaultdict(list)
     for run in runs:
         for measurement in run:
             by_quantity[measurement.what].append(measurement)
     listed = ",".join(map(str, seeds))
     limit = f" --budget {budget:g}" if budget else ""
+    limit += f" --workers {workers}" if workers > 1 else ""
     return Demonstration(
         slug=system.slug,
         seeds=list(seeds),
         seconds=time.perf_counter() - started,
         command=f"manyhead demo {system.slug} --seeds {listed}{limit}",
-        machine=machine(),
+        machine=machine(workers),
         findings=[judge(found) for found in by_quantity.values()],
         runs=runs,
     )
 
 
-def machine() -> str:
-    """Describe what the numbers were measured on."""
+def _one_seed(demo: Callable[[int, float], list[Measurement]], budget: float, folder: str, seed: int) -> None:
+    """Run one seed in a process of its own and leave what it measured in a file."""
+    measured = [asdict(measurement) for measurement in demo(seed, budget)]
+    write_text(Path(folder) / f"{seed}.json", json.dumps(measured))
+
+
+def machine(workers: int = 1) -> str:
+    """Describe what the numbers were measured on; workers have a torch thread each."""
     import torch
 
+    threads = torch.get_num_threads() if workers == 1 else workers
+
     return (
-        f"{os.cpu_count()} cores {platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{os.cpu_count()} cores {platform.machine()}, {threads} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, manyhead {__version__}"
     )
 
@@ -150,12 +198,14 @@ def write_page(folder: Path, system: System, result: Demonstration) -> Path:
     return target
 
 
-def run_demo(slug: str, seeds: str, budget: float | None, *, as_json: bool, page: str | None) -> None:
+def run_demo(
+    slug: str, seeds: str, budget: float | None, *, workers: int, as_json: bool, page: str | None
+) -> None:
     """Carry out `manyhead demo`."""
     system, numbers = load(slug), parse_seeds(seeds)
     if budget is not None and budget <= 0:
         raise InputError(f"--budget takes seconds above zero, got {budget:g}")
-    result = demonstrate(system, numbers, budget)
+    result = demonstrate(system, numbers, budget, workers=workers, progress=not as_json)
     if page:
         write_page(Path(page), system, result)
     if as_json:
