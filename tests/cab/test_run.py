@@ -37,7 +37,7 @@ class Mean(HeadMixer):
         del self.q_proj, self.k_proj
 
     def forward(self, x, context=None):
-        self.source(x, context)
+        self.tokens_of_keys(x, context)
         return self.out_proj(self.v_proj(x).cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
 
 
@@ -45,7 +45,7 @@ class Peeks(Mean):
     """Says causal and is not."""
 
     def forward(self, x, context=None):
-        self.source(x, context)
+        self.tokens_of_keys(x, context)
         return self.out_proj(self.v_proj(x).mean(1, keepdim=True).expand_as(x) + x)
 
 
