@@ -151,6 +151,7 @@ def train_text(
         list[str] | None, typer.Option(help="File or folder; may be repeated. Else Python's own source.")
     ] = None,
     minutes: Annotated[float, typer.Option(help="Time of training, on one core.")] = 10.0,
+    steps: Annotated[int | None, typer.Option(help="Steps of training, in place of minutes.")] = None,
     channels: Annotated[int, typer.Option(help="Features of a token.")] = 128,
     depth: Annotated[int, typer.Option(help="Layers.")] = 4,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
@@ -163,7 +164,7 @@ def train_text(
     from manyhead.text.model import TextModel
 
     sizes = TextModel(channels, depth, heads, context)
-    run_train(output, text or [], minutes, sizes, vocabulary, seed)
+    run_train(output, text or [], minutes, steps, sizes, vocabulary, seed)
 
 
 @app.command("generate")

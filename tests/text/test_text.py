@@ -53,7 +53,7 @@ def test_what_is_no_tokeniser_is_refused(text: str) -> None:
 @pytest.fixture(scope="module")
 def writer() -> Writer:
     return train_text(
-        SOURCE, seconds=6.0, sizes=TextModel(32, 1, 2, 32), vocabulary=300, batch=8, rate=1e-2, seed=0
+        SOURCE, steps=300, sizes=TextModel(32, 1, 2, 32), vocabulary=300, batch=8, rate=1e-2, seed=0
     )
 
 
@@ -83,7 +83,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         if step == 7:
             raise Killed
 
-    options = {"seconds": 0.3, "sizes": TextModel(16, 1, 2, 16), "vocabulary": 270, "batch": 4, "every": 0.0}
+    options = {"steps": 40, "sizes": TextModel(16, 1, 2, 16), "vocabulary": 270, "batch": 4, "every": 0.0}
     with pytest.raises(Killed):
         train_text(SOURCE, folder=tmp_path, report=kill, **options)  # type: ignore[arg-type]
     began: list[int] = []
@@ -99,6 +99,24 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "training.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="remove it to begin again"):
         train_text(SOURCE, folder=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_time_or_steps_are_given_and_not_both() -> None:
+    for given in ({}, {"seconds": 1.0, "steps": 5}):
+        with pytest.raises(InputError, match="give seconds or steps"):
+            train_text(SOURCE, **given)
+    with pytest.raises(InputError, match="steps is at least 1, got 0"):
+        train_text(SOURCE, steps=0)
+    with pytest.raises(InputError, match="seconds is above zero, got -1"):
+        train_text(SOURCE, seconds=-1.0)
+
+
+def test_the_same_steps_give_the_same_weights() -> None:
+    sizes = TextModel(16, 1, 2, 16)
+    left, right = (train_text(SOURCE, steps=5, sizes=sizes, vocabulary=270, batch=4) for _ in range(2))
+    assert left.record["steps"] == 5
+    for a, b in zip(left.network.parameters(), right.network.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_model_is_saved_and_loaded_and_replaced_as_a_whole(tmp_path: Path, writer: Writer) -> None:
@@ -236,6 +254,7 @@ def test_train_then_generate_on_the_command_line(
     assert capsys.readouterr().out.startswith("def ")
     for bad, message in {
         ("--minutes", "0"): "--minutes is above zero",
+        ("--steps", "0"): "--steps is at least 1",
         ("--heads", "3"): "heads must divide channels",
         ("--depth", "0"): "depth is a whole number above zero",
         ("--vocabulary", "100"): "vocabulary is at least 256",

@@ -14,11 +14,19 @@ from manyhead.text.train import CHECKPOINT, read_texts, train_text
 
 
 def run_train(
-    output: str, texts: Sequence[str], minutes: float, sizes: TextModel, vocabulary: int, seed: int
+    output: str,
+    texts: Sequence[str],
+    minutes: float,
+    steps: int | None,
+    sizes: TextModel,
+    vocabulary: int,
+    seed: int,
 ) -> None:
     """Carry out `manyhead train-text`."""
     if minutes <= 0:
         raise InputError(f"--minutes is above zero, got {minutes:g}")
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps is at least 1, got {steps}")
     sizes.network(256)  # sizes that cannot be are refused before the text is read
     text = read_texts(texts)
     columns = (BarColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeElapsedColumn())
@@ -29,7 +37,8 @@ def run_train(
             progress.update(bar, completed=step, total=steps, loss=loss)
 
         options: dict[str, Any] = {"sizes": sizes, "vocabulary": vocabulary, "seed": seed}
-        writer = train_text(text, seconds=60 * minutes, folder=output, report=report, **options)
+        seconds = None if steps else 60 * minutes
+        writer = train_text(text, seconds=seconds, steps=steps, folder=output, report=report, **options)
     writer.save(output)
     (Path(output) / CHECKPOINT).unlink(missing_ok=True)
     record = writer.record

@@ -50,7 +50,8 @@ def read_texts(paths: Sequence[str | Path]) -> bytes:
 def train_text(
     text: bytes,
     *,
-    seconds: float,
+    seconds: float | None = None,
+    steps: int | None = None,
     sizes: TextModel | None = None,
     vocabulary: int = 1024,
     batch: int = 8,
@@ -62,12 +63,13 @@ def train_text(
 ) -> Writer:
     """Learn a tokeniser and a network from text.
 
-    The number of steps is chosen so that training takes about `seconds` of one thread; the rate rises for
-    a twentieth of them and falls to zero, as in `OneCycleLR`.
+    The number of steps is given, or chosen so that training takes about `seconds` of one thread; the rate
+    rises for a twentieth of them and falls to zero, as in `OneCycleLR`.
 
     Args:
         text: bytes, at least 20,000.
         seconds: of training.
+        steps: of training, in place of seconds: on one machine, the same steps give the same weights.
         sizes: of the network; `TextModel()` if left out.
         vocabulary: tokens, at least 256.
         batch: windows of a step.
@@ -82,11 +84,15 @@ def train_text(
         The trained generator; its record holds bits a byte on text that was not trained on.
 
     Raises:
-        InputError: if a size or the time cannot be, there is too little text for a window, or the
+        InputError: if a size, the time or the steps cannot be, there is too little text for a window, or the
             checkpoint is of another run.
     """
-    if seconds <= 0:
+    if (seconds is None) == (steps is None):
+        raise InputError(f"give seconds or steps, one of them; got {seconds} and {steps}")
+    if seconds is not None and seconds <= 0:
         raise InputError(f"training takes time: seconds is above zero, got {seconds}")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps is at least 1, got {steps}")
     if vocabulary < BYTES:
         raise InputError(f"vocabulary is at least {BYTES}, the bytes; got {vocabulary}")
     sizes = sizes or TextModel()
@@ -105,10 +111,14 @@ def train_text(
     path = None if folder is None else Path(folder) / CHECKPOINT
     run: dict[str, Any] = {
         "text": hashlib.sha256(text).hexdigest(),
-        "arguments": [asdict(sizes), seconds, vocabulary, batch, rate, seed],
+        "arguments": [asdict(sizes), seconds, steps, vocabulary, batch, rate, seed],
     }
     held = _held(path, run)
-    steps = affordable_steps(seconds, [loss_of], 1_000_000) if held is None else held["steps"]
+    if held is not None:
+        steps = held["steps"]
+    elif seconds is not None:
+        steps = affordable_steps(seconds, [loss_of], 1_000_000)
+    assert steps is not None
     network.zero_grad()
     random.manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.05)
