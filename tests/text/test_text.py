@@ -102,9 +102,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_time_or_steps_are_given_and_not_both() -> None:
-    for given in ({}, {"seconds": 1.0, "steps": 5}):
+    for both in ({}, {"seconds": 1.0, "steps": 5}):
         with pytest.raises(InputError, match="give seconds or steps"):
-            train_text(SOURCE, **given)
+            train_text(SOURCE, **both)
     with pytest.raises(InputError, match="steps is at least 1, got 0"):
         train_text(SOURCE, steps=0)
     with pytest.raises(InputError, match="seconds is above zero, got -1"):
