@@ -74,9 +74,9 @@ class ForeignMapAttention(MultiHeadAttention):
         q, k = self.queries(tokens), self.keys(tokens)
         return self.rotate(q, start), self.repeat(self.rotate(k, start))
 
-    def values(self, x: Tensor) -> Tensor:
+    def head_values(self, x: Tensor) -> Tensor:
         """Values of every query head, `(batch, heads, tokens, head_dim)`."""
-        return self.repeat(super().values(x))
+        return self.repeat(self.values(x))
 
     def map_of(self, tokens: Tensor) -> Tensor:
         """Weights `(batch, heads, queries, keys)` that tokens give."""
@@ -105,7 +105,7 @@ class ForeignMapAttention(MultiHeadAttention):
             weights: the map itself, `(heads, tokens, tokens)`.
         """
         self.require_self_mixing(context)
-        v = self.values(x)
+        v = self.head_values(x)
         if weights is not None:
             return self.merge(average(weights, v))
         if guide is not None:
@@ -118,7 +118,7 @@ class ForeignMapAttention(MultiHeadAttention):
     ) -> tuple[Tensor, KeyValueCache]:
         """One token `(batch, channels)` whose query and key come from `maps` `(batch, channels)`."""
         q, k = self.map_parts((x_t if maps is None else maps)[:, None], state.length)
-        state = state.append(k, self.values(x_t[:, None]))
+        state = state.append(k, self.head_values(x_t[:, None]))
         return self.merge(scaled_dot_product_attention(q, *state.filled))[:, 0], state
 
     def initial_state(self, batch: int, *, capacity: int = 1024, **options: object) -> KeyValueCache:
@@ -143,7 +143,7 @@ class ForeignMapAttention(MultiHeadAttention):
         at, maps = state.length, state.maps
         if at >= min(state.values.shape[2], maps.keys.shape[1]):
             raise InputError(f"the fixed maps and the values have room for {at} tokens")
-        state.values[:, :, at] = self.values(x_t[:, None])[:, :, 0].detach()
+        state.values[:, :, at] = self.head_values(x_t[:, None])[:, :, 0].detach()
         logits = maps.queries[:, at : at + 1] @ maps.keys[:, : at + 1].mT * self.head_dim**-0.5
         out = logits.softmax(-1) @ state.values[:, :, : at + 1]
         return self.merge(out)[:, 0], state._replace(length=at + 1)

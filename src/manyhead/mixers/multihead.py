@@ -114,6 +114,13 @@ class MultiHeadAttention(HeadMixer):
         """Keys before rotation and values."""
         return self.keys(x), self.values(x)
 
+    def project(
+        self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `HeadMixer`, with keys and values `(batch, kv_heads, tokens, head_dim)`."""
+        other = self.tokens_of_keys(x, context)
+        return self.queries(x), self.keys(other), self.values(other if value is None else value)
+
     def rotate(self, x: Tensor, start: int = 0) -> Tensor:
         """Rotate `(..., tokens, head_dim)` by the positions from `start` on, if the mixer has positions."""
         return self.rotate_at(x, torch.arange(start, start + x.shape[-2], device=x.device))
@@ -142,9 +149,8 @@ class MultiHeadAttention(HeadMixer):
         Raises:
             InputError: if a context is given to self-attention or missing in cross-attention.
         """
-        other = self.tokens_of_keys(x, context)
-        k, v = self.keys(other), self.values(other if value is None else value)
-        return self.rotate(self.queries(x), start), self.repeat(self.rotate(k, start)), self.repeat(v)
+        q, k, v = self.project(x, context, value)
+        return self.rotate(q, start), self.repeat(self.rotate(k, start)), self.repeat(v)
 
     def forward(
         self,
@@ -209,7 +215,7 @@ class MultiHeadAttention(HeadMixer):
         """
         self._require_stream()
         at = state.length
-        q, (k, v) = self.queries(x), self.keys_values(x)
+        q, k, v = self.project(x)
         state = state.append(self.rotate(k, at), v)
         bias = None
         if x.shape[1] > 1 or self.relative:
