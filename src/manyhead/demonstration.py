@@ -77,25 +77,17 @@ def demonstrate(
         InputError: if `workers` is below one.
     """
     started = time.perf_counter()
-    allowed = budget or system.budget
-    if workers == 1:
-        import torch
-
-        found: dict[int, list[Measurement]] = {}
-
-        def here(seed: int) -> None:
-            found[seed] = system.demo(seed, allowed)
-
-        run_items(here, list(seeds), threads=torch.get_num_threads(), title=system.slug, progress=progress)
-        runs = [found[seed] for seed in seeds]
-    else:
-        with TemporaryDirectory() as name:
-            work = partial(_one_seed, system.demo, allowed, name)
-            run_items(work, list(seeds), workers=workers, title=system.slug, progress=progress)
-            runs = [
-                [Measurement(**kept) for kept in json.loads((Path(name) / f"{seed}.json").read_text("utf-8"))]
-                for seed in seeds
-            ]
+    with TemporaryDirectory() as folder:
+        run_items(
+            partial(_one_seed, system.demo, budget or system.budget, folder),
+            list(seeds),
+            workers=workers,
+            threads=_threads() if workers == 1 else 1,
+            title=system.slug,
+            progress=progress,
+        )
+        kept = [json.loads((Path(folder) / f"{seed}.json").read_text("utf-8")) for seed in seeds]
+    runs = [[Measurement(**measured) for measured in run] for run in kept]
     by_quantity: dict[str, list[Measurement]] = defaultdict(list)
     for run in runs:
         for measurement in run:
@@ -115,17 +107,22 @@ def demonstrate(
 
 
 def _one_seed(demo: Callable[[int, float], list[Measurement]], budget: float, folder: str, seed: int) -> None:
-    """Run one seed in a process of its own and leave what it measured in a file."""
+    """Run one seed and leave what it measured in a file, where other processes find it."""
     measured = [asdict(measurement) for measurement in demo(seed, budget)]
     write_text(Path(folder) / f"{seed}.json", json.dumps(measured))
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def machine(workers: int = 1) -> str:
     """Describe what the numbers were measured on; workers have a torch thread each."""
     import torch
 
-    threads = torch.get_num_threads() if workers == 1 else workers
-
+    threads = _threads() if workers == 1 else workers
     return (
         f"{os.cpu_count()} cores {platform.machine()}, {threads} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, manyhead {__version__}"

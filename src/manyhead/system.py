@@ -101,7 +101,7 @@ def judge(runs: Sequence[Measurement]) -> Finding:
     first = runs[0]
     sign = 1.0 if first.better == "higher" else -1.0
     here = statistics.fmean(run.here for run in runs)
-    met = sum(run.holds is True for run in runs)
+    met = sum(bool(run.holds) for run in runs)
     verdict: Verdict
     if any(run.baseline is None for run in runs):
         baseline, span = None, interval([run.here for run in runs])
