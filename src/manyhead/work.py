@@ -145,7 +145,7 @@ def _context(work: Callable[[Item], str | None]) -> multiprocessing.context.Base
         return multiprocessing.get_context("spawn")
     function = work.func if isinstance(work, partial) else work
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "lightning_fabric", function.__module__])
+    context.set_forkserver_preload(["torch", function.__module__])
     return context
 
 
