@@ -43,9 +43,8 @@ def time_line(result: Result) -> go.Figure:
 def split_picture(result: Result) -> go.Figure:
     figure = go.Figure()
     dates = result.panel.dates
-    shown = list(result.splits.items())
     for part, colour in (("train", COLOURS[6]), ("validation", COLOURS[1]), ("test", COLOURS[0])):
-        for place, (index, split) in enumerate(shown):
+        for place, (index, split) in enumerate(result.splits.items()):
             rows: range = getattr(split, part)
             first, last = dates[rows.start], dates[min(rows.stop, len(dates)) - 1]
             figure.add_scatter(

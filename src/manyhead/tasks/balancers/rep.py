@@ -266,5 +266,5 @@ def alignment(
     below = negatives[:, None].expand_as(near)
     if include_positive:
         below = torch.logaddexp(below, near)
-    alignment: Tensor = (((below - near) * pairs).sum(1) / pairs.sum(1)).mean()
-    return alignment
+    mean: Tensor = (((below - near) * pairs).sum(1) / pairs.sum(1)).mean()
+    return mean
